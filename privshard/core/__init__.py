@@ -1,0 +1,1 @@
+"""The nouns, laws and errors that everything else speaks."""

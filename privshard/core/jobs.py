@@ -1,0 +1,100 @@
+"""What crosses to a worker and back: one shard's job, its result, and the protocol of whoever runs jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from privshard.core.execution import ExecutionFlags
+from privshard.core.model import BaseSpec
+from privshard.core.privacy import MechanismPlan
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """Optimization of one shard; all public constants. Steps and rate live in the mechanism plan."""
+
+    lr: float
+    momentum: float = 0.0
+    loss: Literal["cross_entropy", "square"] = "cross_entropy"
+    average_from: float = 0.5
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method by name, with its options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Everything that decides one shard's component; small enough to send anywhere.
+
+    insecure_seed: None in production (fresh entropy, never stored). An integer makes randomness a function of
+    (seed, shard, attempt), for tests; the component is then marked as not private.
+    """
+
+    run_id: str
+    workspace: str
+    shard: int
+    attempt: int
+    base: BaseSpec
+    base_digest: str
+    classes: tuple[str, ...]
+    method: MethodSpec
+    training: TrainingParams
+    plan: MechanismPlan
+    flags: ExecutionFlags
+    insecure_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker sends back: the component's tensors, and confidential facts that stay in the workspace."""
+
+    run_id: str
+    shard: int
+    attempt: int
+    tensors: Mapping[str, np.ndarray]
+    space: Literal["tangent", "weight"]
+    example_ids: tuple[str, ...]
+    num_units: int
+    timing_s: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of news from a running job: done of total, in a stage."""
+
+    run_id: str
+    shard: int | None
+    stage: str
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """A job that ended in an error. `released` tells whether anything noisy may have left the worker."""
+
+    run_id: str
+    shard: int
+    error: Exception
+    released: bool
+
+
+class ShardTrainer(Protocol):
+    """Runs shard jobs somewhere and yields each outcome as it is there; order is not promised."""
+
+    def train(self, jobs: Sequence[ShardJob], on_progress: OnProgress) -> Iterator[ShardResult | ShardFailure]:
+        """Run all jobs."""
+        ...

@@ -1,0 +1,112 @@
+"""What a privacy guarantee is made of: parameters, the frozen mechanism plan, and what it spends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from privshard.core.errors import InputError
+
+Unit = Literal["example", "subject"]
+AccountantName = Literal["rdp", "prv"]
+ADJACENCY = "add_remove"
+
+
+@dataclass(frozen=True)
+class PrivacyParams:
+    """What a person chooses about the guarantee. `epsilon=None` means no differential privacy at all.
+
+    epsilon: upper bound for one training of a shard. epsilon_limit: upper bound for everything ever learnt from a
+    shard (None: what 1 + planned_retrains trainings spend). delta in (0, 1). max_grad_norm > 0, the clipping norm of
+    one unit's gradient.
+    """
+
+    epsilon: float | None = 8.0
+    delta: float = 1e-5
+    unit: Unit = "example"
+    max_grad_norm: float = 1.0
+    planned_retrains: int = 1
+    epsilon_limit: float | None = None
+    accountant: AccountantName = "rdp"
+
+    def __post_init__(self) -> None:
+        _positive("privacy.epsilon", self.epsilon, "or null for no differential privacy")
+        _positive("privacy.max_grad_norm", self.max_grad_norm)
+        _positive("privacy.epsilon_limit", self.epsilon_limit, "or null to derive it from planned_retrains")
+        if not 0 < self.delta < 1:
+            raise InputError(f"privacy.delta: expected a number in (0, 1), got {self.delta}.")
+        if self.planned_retrains < 0:
+            raise InputError(f"privacy.planned_retrains: expected 0 or more, got {self.planned_retrains}.")
+
+
+@dataclass(frozen=True)
+class GaussianEvent:
+    """`steps` releases of a Poisson-subsampled Gaussian mechanism: the only event that is ever accounted."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class PrivacySpend:
+    """An upper bound: (epsilon, delta) for one `unit` under `adjacency`, by `accountant`. epsilon None: unbounded."""
+
+    epsilon: float | None
+    delta: float
+    unit: Unit
+    accountant: AccountantName
+    adjacency: str = ADJACENCY
+
+
+@dataclass(frozen=True)
+class MechanismPlan:
+    """The one object that sampling, clipping, noise and accounting of a shard's training all read.
+
+    Every field is a public constant. `expected_units` (L) is the normaliser, sample_rate times the nominal number
+    of units of a shard, never the true one. `noise_multiplier` 0 means no differential privacy (epsilon None).
+    `events` is what one training releases about a unit: its steps, and a noisy count where one was taken.
+    """
+
+    unit: Unit
+    sample_rate: float
+    steps: int
+    max_grad_norm: float
+    noise_multiplier: float
+    expected_units: float
+    delta: float
+    accountant: AccountantName
+    count_noise_multiplier: float | None = None
+    adjacency: str = ADJACENCY
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sample_rate <= 1:
+            raise InputError(f"training.sample_rate: expected a number in (0, 1], got {self.sample_rate}.")
+        if self.steps < 1:
+            raise InputError(f"training.steps: expected at least 1, got {self.steps}.")
+        if math.isnan(self.noise_multiplier) or self.noise_multiplier < 0:
+            raise InputError(f"noise_multiplier: expected 0 or more, got {self.noise_multiplier}.")
+        if not self.expected_units > 0:
+            raise InputError(f"expected_units: expected a positive public constant, got {self.expected_units}.")
+
+    @property
+    def private(self) -> bool:
+        """Whether this plan gives differential privacy."""
+        return self.noise_multiplier > 0
+
+    @property
+    def events(self) -> tuple[GaussianEvent, ...]:
+        """What one training under this plan composes."""
+        return (GaussianEvent(self.noise_multiplier, self.sample_rate, self.steps),)
+
+    @property
+    def count_events(self) -> tuple[GaussianEvent, ...]:
+        """The noisy count behind `expected_units`, released once for all shards and attempts."""
+        noise = self.count_noise_multiplier
+        return () if noise is None else (GaussianEvent(noise, 1.0, 1),)
+
+
+def _positive(name: str, value: float | None, alternative: str = "") -> None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name}: expected a positive number{' ' + alternative if alternative else ''}, got {value}.")
