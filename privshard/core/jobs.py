@@ -15,9 +15,14 @@ from privshard.core.privacy import MechanismPlan
 
 @dataclass(frozen=True)
 class TrainingParams:
-    """Optimization of one shard; all public constants. Steps and rate live in the mechanism plan."""
+    """Optimization of one shard; all public constants. Steps and rate live in the mechanism plan.
+
+    average_from: the component is the mean of the iterates after this fraction of the steps, in [0, 1]; 1 keeps the
+    last one. Averaging is post-processing, so it is free under differential privacy.
+    """
 
     lr: float
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.0
     loss: Literal["cross_entropy", "square"] = "cross_entropy"
     average_from: float = 0.5

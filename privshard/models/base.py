@@ -1,0 +1,160 @@
+"""Load a base: a frozen timm vision transformer with its seeded head, its eval transform and their digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import timm.data
+import torch
+from PIL.Image import Image
+from safetensors import SafetensorError, safe_open
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from privshard.core.digest import tensors_digest
+from privshard.core.errors import InputError
+from privshard.core.model import BaseSpec
+from privshard.models.vit import ViTView, freeze, seeded_head, view_vit
+
+EMBEDDED_MODEL = "privshard_vit_32"
+_EMBEDDED_FILE = "embedded_vit_32.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen, public base. `state` holds its weights as numpy arrays, head included; `transform` maps a PIL image to
+    the (3, H, W) tensor that the model expects; `digest` names model, weights, head and transform together."""
+
+    spec: BaseSpec
+    view: ViTView
+    transform: Callable[[Image], Tensor]
+    transform_config: Mapping[str, Any]
+    digest: str
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights by timm's names."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.view.model.state_dict().items()}
+
+
+def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) -> Base:
+    """Build the base that `spec` describes, in fp32 on the CPU.
+
+    state: weights already loaded elsewhere (a worker gets them from the controller); otherwise they come from the
+    package, timm's own download, or the local safetensors file that `spec.weights` names. A classification head in the
+    weights is replaced by the seeded one. Raises InputError for an unknown model, and for weights that don't match,
+    showing both sides.
+    """
+    _check_name(spec)
+    weights, metadata = (None, _embedded_metadata(spec)) if state is not None else _read_weights(spec)
+    model = _create(spec, metadata, pretrained=state is None and spec.weights == "pretrained")
+    config = _transform_config(model, metadata)
+    if weights is not None:
+        _load_strictly(model, weights, source=spec.weights)
+    if state is None:
+        head = seeded_head(spec.num_classes, model.embed_dim, seed=spec.head_seed, std=spec.head_std)
+        for parameter, value in zip(model.head.parameters(), head, strict=True):
+            parameter.data.copy_(value)
+    else:
+        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    freeze(model)
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    header = json.dumps({"model": spec.model, "args": dict(spec.args), "transform": config}, sort_keys=True)
+    transform = timm.data.create_transform(**config, is_training=False)
+    return Base(spec, view_vit(model), transform, config, tensors_digest(arrays, "base", header))  # pyright: ignore
+
+
+def _check_name(spec: BaseSpec) -> None:
+    if spec.model != EMBEDDED_MODEL and not timm.is_model(spec.model):
+        close = get_close_matches(spec.model, timm.list_models("*vit*") + timm.list_models("deit*"), n=3)
+        hint = f"Close names: {', '.join(close)}." if close else "See timm.list_models('vit*') for the names."
+        raise InputError(f"base.model: expected the name of a timm model, got {spec.model!r}.", remedy=hint)
+
+
+def _create(spec: BaseSpec, metadata: Mapping[str, str], *, pretrained: bool) -> VisionTransformer:
+    """The timm model, with a head of the right size."""
+    if spec.model == EMBEDDED_MODEL:
+        make: Callable[..., Any] = partial(VisionTransformer, **json.loads(metadata["architecture"]))
+    else:
+        make = partial(timm.create_model, spec.model, pretrained=pretrained)
+    try:
+        return make(**{**spec.args, "num_classes": spec.num_classes})
+    except (TypeError, AssertionError) as error:
+        raise InputError(
+            f"base.args: timm's {spec.model} does not accept {dict(spec.args)}: {error}.",
+            remedy="Use arguments that timm.create_model takes for this model.",
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"base.weights: timm could not load pretrained weights for {spec.model}: {error}.",
+            remedy="Check the network, or set base.weights to a local safetensors file.",
+        ) from error
+
+
+def _transform_config(model: VisionTransformer, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """timm's own evaluation transform for the model; the embedded base names its mean and standard deviation."""
+    if "architecture" in metadata:
+        named = {key: tuple(json.loads(metadata[key])) for key in ("mean", "std")}
+        return {"input_size": (3, *model.patch_embed.img_size), "interpolation": "bicubic", "crop_pct": 1.0, **named}
+    return dict(timm.data.resolve_model_data_config(model, use_test_size=False)) | {
+        "input_size": (3, *model.patch_embed.img_size)
+    }
+
+
+def _embedded_metadata(spec: BaseSpec) -> Mapping[str, str]:
+    return _read_file(_embedded_path())[1] if spec.model == EMBEDDED_MODEL else {}
+
+
+def _read_weights(spec: BaseSpec) -> tuple[dict[str, Tensor] | None, Mapping[str, str]]:
+    if spec.model == EMBEDDED_MODEL:
+        if spec.weights != "embedded":
+            raise InputError(f"base.weights: {EMBEDDED_MODEL} has its own weights, got {spec.weights!r}.")
+        return _read_file(_embedded_path())
+    if spec.weights == "embedded":
+        raise InputError(
+            f"base.weights: the package holds weights for {EMBEDDED_MODEL} only, not for {spec.model!r}.",
+            remedy="Set base.weights to 'pretrained' or to a local safetensors file.",
+        )
+    return (None, {}) if spec.weights == "pretrained" else (_read_file(Path(spec.weights))[0], {})
+
+
+def _embedded_path() -> Path:
+    return Path(str(resources.files("privshard.models") / "assets" / _EMBEDDED_FILE))
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    if not path.is_file():
+        raise InputError(
+            f"base.weights: expected a safetensors file, found nothing at {path}.",
+            remedy="Give the path of a local file, or 'pretrained'.",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).float() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(
+            f"base.weights: {path} is not a whole safetensors file: {error}.", remedy="Download it again."
+        ) from error
+
+
+def _load_strictly(model: VisionTransformer, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Everything but the head must match by name and shape."""
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith("head.")}
+    given = {name: tuple(t.shape) for name, t in weights.items() if not name.startswith("head.")}
+    odd = [name for name in sorted(wanted.keys() | given.keys()) if wanted.get(name) != given.get(name)]
+    if odd:
+        shown = "; ".join(f"{n}: model {wanted.get(n, 'absent')}, file {given.get(n, 'absent')}" for n in odd[:3])
+        raise InputError(
+            f"base.weights: {source} does not match the model, {len(odd)} names differ: {shown}.",
+            remedy="Give the model's own weights under timm's names, or fix base.model and base.args.",
+        )
+    model.load_state_dict({name: weights[name] for name in wanted}, strict=False)

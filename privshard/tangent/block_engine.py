@@ -1,0 +1,82 @@
+"""The k-block engine: any number of linearized blocks, either pooling, from cached tokens.
+
+The model is linear in its displacement, so the gradient of an example is J(x)^T r: the ordinary gradient of the frozen
+network at w0 with cotangent r on the logits. One backward pass of the primal, seen layer by layer, gives every factor.
+
+B batch, N tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from privshard.core.displacement import Space
+from privshard.core.method import Constants
+from privshard.models.vit import ViTView
+from privshard.tangent.dual import Dual, StoredDelta
+from privshard.tangent.linearize import parameter_shapes
+from privshard.tangent.places import Direct, Outer, Places
+
+
+class BlockEngine:
+    """`privshard.core.method.Method` of the linearized last blocks; constants are the tokens that enter them."""
+
+    name = "tangent"
+    space: Space = "tangent"
+
+    def __init__(self, view: ViTView, *, first_block: int) -> None:
+        self._view = view
+        self._first = first_block
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape."""
+        return parameter_shapes(self._view.parts(self._first))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Constants:
+        """tokens (B, N, D) that enter the first linearized block."""
+        return {"tokens": self._view.tokens(images, first_block=self._first)}
+
+    @torch.no_grad()
+    def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
+        """f(x; w0) + J(x) D, (B, C)."""
+        out = Dual([StoredDelta(displacement)]).tail(self._view, constants["tokens"], first_block=self._first)
+        assert out.dxs[0] is not None
+        return out.x + out.dxs[0]
+
+    def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Places:
+        """J(x)^T r in factors; it doesn't depend on the displacement."""
+        tape = _Record()
+        tokens = constants["tokens"].detach().requires_grad_()
+        with torch.enable_grad():
+            out = Dual([], tape=tape).tail(self._view, tokens, first_block=self._first)
+            backs = torch.autograd.grad(out.x, [seen[3] for seen in tape.seen], grad_outputs=cotangent_BC)
+        return Places([place for seen, back in zip(tape.seen, backs, strict=True) for place in _places(*seen[:3], back)])
+
+
+class _Record:
+    """A tape that keeps what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+
+    def __call__(self, name: str, module: nn.Module, factor: Tensor, out: Tensor) -> None:
+        self.seen.append((name, module, factor.detach(), out))
+
+
+def _places(name: str, module: nn.Module, factor: Tensor, back: Tensor) -> list[Outer | Direct]:
+    """The places of one layer, from what its parameters multiply and the gradient of its output."""
+    bias = [] if getattr(module, "bias", None) is None else [Direct(f"{name}.bias", _total(back))]
+    if isinstance(module, nn.Linear):
+        tokens = (back, factor) if back.ndim == 3 else (back.unsqueeze(1), factor.unsqueeze(1))
+        return [Outer(f"{name}.weight", tokens[0].unsqueeze(2), tokens[1].unsqueeze(2)), *bias]
+    suffix = "weight" if isinstance(module, nn.LayerNorm) else "gamma"
+    return [Direct(f"{name}.{suffix}", _total(back * factor)), *bias]
+
+
+def _total(x: Tensor) -> Tensor:
+    """(B, ..., P) -> (B, P): summed over everything between."""
+    return x if x.ndim == 2 else x.sum(dim=tuple(range(1, x.ndim - 1)))

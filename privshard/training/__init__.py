@@ -1,0 +1,1 @@
+"""Training of one shard by any method."""
