@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from privshard.core.digest import json_digest
 from privshard.core.errors import InputError
@@ -44,6 +44,7 @@ class ComponentRecord:
     recipe: str
     spend: PrivacySpend
     secure_randomness: bool
+    space: Literal["tangent", "weight"] = "tangent"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -89,7 +90,7 @@ class Composition:
     def without(self, dropped: set[str]) -> Composition:
         """The composition of the other components: weights keep their proportions and their sum."""
         kept = {name: weight for name, weight in self.weights.items() if name not in dropped}
-        if len(set(self.weights.values())) <= 1:
+        if all(weight == 1.0 / len(self.weights) for weight in self.weights.values()):
             return Composition.uniform(self.base, list(kept)) if kept else Composition(self.base, {})
         total, rest = sum(self.weights.values()), sum(kept.values())
         return Composition(self.base, {name: weight * total / rest for name, weight in kept.items()})
