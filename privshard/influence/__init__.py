@@ -1,0 +1,1 @@
+"""What each component does to weights, logits, accuracy and classes."""
