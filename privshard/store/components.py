@@ -1,0 +1,95 @@
+"""Component files: the tensors, the public record and the private side file of one component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from privshard.core.digest import tensors_digest
+from privshard.core.errors import InputError, VerificationError
+from privshard.core.model import ComponentRecord
+from privshard.store.layout import COMPONENTS, PRIVATE, component_path, component_record_path, private_path
+from privshard.store.objects import ObjectStore
+from privshard.store.tensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def save_component(
+    store: ObjectStore, record: ComponentRecord, arrays: Mapping[str, np.ndarray], *, private: Mapping[str, Any]
+) -> None:
+    """Write a component's three files, the record last. Saving the same component again changes nothing.
+
+    InputError where `record.id` is not the digest of the tensors, or belongs to another training already: an
+    example list must never be replaced by another's.
+    """
+    digest = _digest(arrays, record.base, record.space)
+    if digest != record.id:
+        raise InputError(
+            f"Component of shard {record.shard}: expected its id to be the digest of its tensors, base and "
+            f"{record.space} space, {digest}, got {record.id}.",
+            remedy="Take the id from Displacement.digest and the space from the displacement.",
+        )
+    path = component_record_path(record.id)
+    if store.exists(path) and (held := ComponentRecord.from_json(store.read_json(path))) != record:
+        raise InputError(
+            f"Component {record.id} is kept as shard {held.shard}, attempt {held.attempt}; got the same tensors as "
+            f"shard {record.shard}, attempt {record.attempt}.",
+            remedy="Two trainings agree bit for bit only without noise (two empty shards): use fewer shards.",
+        )
+    store.write_json(private_path(record.id), private)
+    save_tensors(store, component_path(record.id), arrays, {"base": record.base, "space": record.space})
+    store.write_json(path, record.to_json())
+
+
+def load_component(store: ObjectStore, component: str) -> tuple[ComponentRecord, dict[str, np.ndarray]]:
+    """The record and the tensors; VerificationError where a file is missing or the digest is another."""
+    record = load_record(store, component)
+    arrays, metadata = load_tensors(store, component_path(component))
+    base, space = metadata.get("base", "absent"), metadata.get("space", "absent")
+    if (base, space) != (record.base, record.space):
+        raise VerificationError(
+            f"Component {component}: its record says base {record.base} and {record.space} space, its tensors say "
+            f"{base} and {space}.",
+            remedy="Restore both files from a backup, or retrain the shard.",
+        )
+    digest = _digest(arrays, base, space)
+    if digest != component:
+        raise VerificationError(
+            f"Component {component}: expected tensors of this digest, got {digest}.",
+            remedy="Restore it from a backup, or retrain its shard.",
+        )
+    return record, arrays
+
+
+def load_record(store: ObjectStore, component: str) -> ComponentRecord:
+    """The public record alone; VerificationError where it is missing, foreign or of another component."""
+    value = store.read_json(component_record_path(component))
+    try:
+        record = ComponentRecord.from_json(value)
+    except (TypeError, KeyError) as error:
+        raise VerificationError(
+            f"Component {component}: expected a component's record, got other JSON: {error}.",
+            remedy="Restore it from a backup, or upgrade privshard.",
+        ) from error
+    if record.id != component:
+        raise VerificationError(f"Component {component}: its record is of {record.id}.", remedy="Restore it.")
+    return record
+
+
+def component_ids(store: ObjectStore) -> list[str]:
+    """Every id of which any file is there, sorted. Which components count is for the ledger to say."""
+    return sorted({PurePosixPath(path).stem for folder in (COMPONENTS, PRIVATE) for path in store.list(folder)})
+
+
+def delete_component(store: ObjectStore, component: str) -> None:
+    """Delete a component's three files, the record last, so that an interrupted deletion may be repeated."""
+    for path in (component_path(component), private_path(component), component_record_path(component)):
+        store.delete(path)
+
+
+def _digest(arrays: Mapping[str, np.ndarray], base: str, space: str) -> str:
+    """The digest of `core.displacement.Displacement`, without torch."""
+    return tensors_digest(arrays, "displacement", base, space)

@@ -1,0 +1,157 @@
+"""The journal: a hash-chained table that is only ever appended to, one writer at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from privshard.core.errors import InputError
+from privshard.store.ledger_schema import (
+    ENTRIES,
+    GENESIS,
+    SCHEMA_VERSION,
+    Entry,
+    begin_alone,
+    explained,
+    make_engine,
+    readable,
+    seal,
+    sqlite_path,
+)
+
+
+class Journal:
+    """Entries in a SQLite file or in a database of their own, appended in serialized transactions.
+
+    Guarantees: a transaction's entries are all committed, durably, or none is; no two transactions overlap, in
+    whatever thread or process. Threads and forked processes may share one object.
+    """
+
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        self.place = readable(place)
+        self._engine = make_engine(place)
+        self._mine = threading.local()
+
+    @staticmethod
+    def create(place: str | os.PathLike[str], *, workspace_id: str) -> Journal:
+        """A new journal, committed with its first entry; InputError where there is one."""
+        journal = Journal(place)
+        with explained(journal.place), journal._engine.begin() as connection:
+            connection.execute(CreateTable(ENTRIES, if_not_exists=True))
+            for index in ENTRIES.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
+        with journal.transaction():
+            if journal.entries(GENESIS):
+                raise InputError(f"Expected no ledger at {journal.place}, found one.", remedy="Open it instead.")
+            journal.append(GENESIS, data={"workspace": workspace_id, "schema": SCHEMA_VERSION})
+        return journal
+
+    @staticmethod
+    def open(place: str | os.PathLike[str]) -> Journal:
+        """An existing journal; InputError where there is none, or where a newer privshard wrote it."""
+        journal = Journal(place)
+        if not journal._exists(sqlite_path(place)):
+            raise InputError(
+                f"Expected a ledger at {journal.place}, found none.", remedy="Make a workspace with `privshard train`."
+            )
+        schema = journal.genesis.data["schema"]
+        if schema > SCHEMA_VERSION:
+            raise InputError(
+                f"Expected a ledger of schema {SCHEMA_VERSION} or older at {journal.place}, got schema {schema}.",
+                remedy="Upgrade privshard to the version that wrote it.",
+            )
+        return journal
+
+    @staticmethod
+    def exists(place: str | os.PathLike[str]) -> bool:
+        """Whether there is a journal; one whose creation was interrupted is none."""
+        return Journal(place)._exists(sqlite_path(place))
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    @property
+    def genesis(self) -> Entry:
+        """The first entry, which names the workspace."""
+        return self.entries(GENESIS)[0]
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """(seq, digest) of the last entry."""
+        with self._connection() as connection:
+            last = _last(connection)
+        return (last.seq, last.digest) if last else (0, "")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One commit point for everything this thread appends in the block; an exception undoes all of it.
+
+        Blocks may be nested; the outermost one commits.
+        """
+        if self._current is not None:
+            yield
+            return
+        with explained(self.place), self._engine.connect() as connection:
+            begin_alone(connection)
+            self._mine.connection = connection
+            try:
+                yield
+                connection.commit()
+            finally:
+                self._mine.connection = None
+
+    def append(
+        self, kind: str, *, data: Mapping[str, Any], run_id: str | None = None, shard: int | None = None
+    ) -> None:
+        """Append one entry, sealed to the one before it. A run id occurs once in a kind."""
+        with self.transaction(), self._connection() as connection:
+            entry = seal(_last(connection), kind=kind, shard=shard, run_id=run_id, data=data)
+            row = dict(zip(ENTRIES.columns.keys(), astuple(entry), strict=True))
+            connection.execute(sql.insert(ENTRIES), row)
+
+    def entries(self, *kinds: str, shard: int | None = None, run_id: str | None = None) -> list[Entry]:
+        """Entries of these kinds (none named: of all), shard and run, in order."""
+        query = sql.select(ENTRIES).order_by(ENTRIES.c.seq)
+        if kinds:
+            query = query.where(ENTRIES.c.kind.in_(kinds))
+        if shard is not None:
+            query = query.where(ENTRIES.c.shard == shard)
+        if run_id is not None:
+            query = query.where(ENTRIES.c.run_id == run_id)
+        with self._connection() as connection:
+            return [Entry(*row) for row in connection.execute(query)]
+
+    @property
+    def _current(self) -> sql.Connection | None:
+        return getattr(self._mine, "connection", None)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sql.Connection]:
+        """This thread's transaction, or a connection for one read."""
+        if self._current is not None:
+            yield self._current
+        else:
+            with explained(self.place), self._engine.connect() as connection:
+                yield connection
+
+    def _exists(self, path: Path | None) -> bool:
+        """Whether the first entry is there; a SQLite file is not made by looking."""
+        if path is not None and not path.is_file():
+            return False
+        with self._connection() as connection:
+            found = sql.inspect(connection).has_table(ENTRIES.name)
+        return found and bool(self.entries(GENESIS))
+
+
+def _last(connection: sql.Connection) -> Entry | None:
+    row = connection.execute(sql.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(1)).first()
+    return None if row is None else Entry(*row)

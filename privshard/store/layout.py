@@ -1,0 +1,86 @@
+"""Where things lie in a workspace: paths relative to its root."""
+
+from __future__ import annotations
+
+import re
+
+from privshard.core.errors import InputError
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.yaml"
+LEDGER = "ledger.db"
+COMPONENTS = "components"
+PRIVATE = "private"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def shard_dir(shard: int) -> str:
+    """The private copy of a shard's rows.
+
+    >>> shard_dir(7)
+    'data/shard=007'
+    """
+    return f"data/{_shard(shard)}"
+
+
+def eval_dir() -> str:
+    """The private copy of the held-out rows."""
+    return "data/eval"
+
+
+def cache_dir(shard: int) -> str:
+    """Frozen activations of a shard: personal data, erased with it."""
+    return f"cache/{_shard(shard)}"
+
+
+def eval_cache_dir() -> str:
+    """Frozen activations of the held-out rows."""
+    return "cache/eval"
+
+
+def component_path(component: str) -> str:
+    """A component's tensors."""
+    return f"{COMPONENTS}/{_name(component)}.safetensors"
+
+
+def component_record_path(component: str) -> str:
+    """A component's public record."""
+    return f"{COMPONENTS}/{_name(component)}.json"
+
+
+def private_path(component: str) -> str:
+    """A component's private side file: keyed hashes of its examples, and confidential facts."""
+    return f"{PRIVATE}/{_name(component)}.json"
+
+
+def model_path(version: int) -> str:
+    """A model version's composition.
+
+    >>> model_path(1)
+    'models/v0001.json'
+    """
+    return f"models/v{version:04d}.json"
+
+
+def receipt_path(request: str) -> str:
+    """A removal's signed receipt."""
+    return f"receipts/{_name(request)}.json"
+
+
+def report_path(name: str) -> str:
+    """A report for people."""
+    return f"reports/{_name(name)}.html"
+
+
+def _shard(shard: int) -> str:
+    if shard < 0:
+        raise InputError(f"shard: expected 0 or more, got {shard}.")
+    return f"shard={shard:03d}"
+
+
+def _name(text: str) -> str:
+    """A name that is one path segment."""
+    if not _ID.fullmatch(text):
+        raise InputError(f"Expected a name of letters, digits, '.', '_' and '-', got {text!r}.")
+    return text

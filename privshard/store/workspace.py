@@ -1,0 +1,238 @@
+"""The workspace: one folder's objects, ledger and keys under one handle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from privshard.core.digest import keyed_digest
+from privshard.core.errors import InputError, ResourceError, VerificationError
+from privshard.core.model import ComponentRecord
+from privshard.store import components, layout, signing
+from privshard.store.disk import make_folder
+from privshard.store.ledger import Ledger
+from privshard.store.lock import hold
+from privshard.store.manifest import describe
+from privshard.store.objects import ObjectStore
+from privshard.store.secrets import Secrets, create_secrets, insecure_secrets, load_secrets
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A handle on a workspace; opening one reads its ledger's facts and keys, nothing else.
+
+    root: folder or URI. objects: its files. ledger: what is committed; a file that the ledger does not name does
+    not count. secrets: the keys, from outside the workspace.
+    """
+
+    root: str
+    id: str
+    objects: ObjectStore
+    ledger: Ledger
+    secrets: Secrets = field(repr=False)
+
+    @staticmethod
+    def create(
+        root: str | os.PathLike[str],
+        *,
+        recipe_yaml: str,
+        recipe_digest: str,
+        insecure_seed: int | None = None,
+        ledger: str | None = None,
+    ) -> Workspace:
+        """A workspace for this recipe: a new one, or the one that is there for the same recipe.
+
+        The facts "recipe_digest", "recipe_yaml", "insecure_seed" and "keys" are one commit point: before it an
+        interrupted creation holds nothing, and the next one completes it. Keys are drawn before any data is seen.
+        ledger: a database URL, else `ledger.db` in the folder. insecure_seed: for tests, keys that anybody can
+        derive; the workspace stays marked by it. InputError, showing both, where another recipe or seed is there.
+        """
+        objects = ObjectStore(root)
+        place = _ledger_place(objects, ledger)
+        if objects.is_local:
+            make_folder(Path(objects.root), mode=0o700)
+        book = _open_or_create(place)
+        with book.transaction():
+            held = book.facts()
+            if "recipe_digest" in held:
+                _check_same(objects.root, held, {"recipe_digest": recipe_digest, "insecure_seed": insecure_seed})
+                workspace = Workspace(objects.root, book.workspace_id, objects, book, _load_keys(book))
+            else:
+                keys = (
+                    create_secrets(book.workspace_id)
+                    if insecure_seed is None
+                    else insecure_secrets(book.workspace_id, insecure_seed)
+                )
+                workspace = Workspace(objects.root, book.workspace_id, objects, book, keys)
+                book.put("recipe_yaml", recipe_yaml)
+                book.put("insecure_seed", insecure_seed)
+                book.put("keys", keys.fingerprint)
+                book.put("recipe_digest", recipe_digest)
+        if not objects.exists(layout.RECIPE):
+            objects.write(layout.RECIPE, str(book.get("recipe_yaml")).encode())
+        if not objects.exists(layout.MANIFEST):
+            workspace.write_manifest()
+        return workspace
+
+    @staticmethod
+    def open(root: str | os.PathLike[str], *, ledger: str | None = None) -> Workspace:
+        """An existing workspace; InputError where there is none, ResourceError where its keys are missing."""
+        objects = ObjectStore(root)
+        place = _ledger_place(objects, ledger)
+        if not Ledger.exists(place):
+            raise InputError(
+                f"Expected a workspace at {objects.root}, found none.",
+                remedy=f"Make one with: privshard train --workspace {objects.root}",
+            )
+        book = Ledger.open(place)
+        if book.get("recipe_digest") is None:
+            raise InputError(
+                f"Expected a workspace at {objects.root}, found one whose creation was interrupted; it holds no data.",
+                remedy=f"Complete it with: privshard train --workspace {objects.root}",
+            )
+        return Workspace(objects.root, book.workspace_id, objects, book, _load_keys(book))
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self.ledger.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the workspace's lock, see `store.lock`; what killed writers left half-written is deleted first."""
+        with hold(self.root):
+            self.objects.sweep()
+            yield
+
+    # Paths, relative to the root: for `objects`
+
+    shard_dir = staticmethod(layout.shard_dir)
+    eval_dir = staticmethod(layout.eval_dir)
+    cache_dir = staticmethod(layout.cache_dir)
+    eval_cache_dir = staticmethod(layout.eval_cache_dir)
+    component_path = staticmethod(layout.component_path)
+    component_record_path = staticmethod(layout.component_record_path)
+    private_path = staticmethod(layout.private_path)
+    model_path = staticmethod(layout.model_path)
+    receipt_path = staticmethod(layout.receipt_path)
+    report_path = staticmethod(layout.report_path)
+
+    # Components
+
+    def save_component(
+        self, record: ComponentRecord, arrays: Mapping[str, np.ndarray], *, private: Mapping[str, Any]
+    ) -> None:
+        """Write a component's files; see `store.components.save_component`."""
+        components.save_component(self.objects, record, arrays, private=private)
+
+    def load_component(self, component: str) -> tuple[ComponentRecord, dict[str, np.ndarray]]:
+        """A component's record and verified tensors; its space is `record.space`."""
+        return components.load_component(self.objects, component)
+
+    def component_ids(self) -> list[str]:
+        """Ids of which any file is there; which of them count is for the ledger to say."""
+        return components.component_ids(self.objects)
+
+    def delete_component(self, component: str) -> None:
+        """Delete a component's files; nothing happens where there are none."""
+        components.delete_component(self.objects, component)
+
+    # People, by keyed hash
+
+    def subject_hash(self, subject: str) -> str:
+        """What stands for a subject outside `data/`."""
+        return keyed_digest(self.secrets.hashing_key, "privshard.subj", subject)
+
+    def example_hash(self, *, image: bytes, label: str, subject: str) -> str:
+        """What stands for an example outside `data/`: the `data.examples.example_id` under this workspace's key."""
+        return keyed_digest(self.secrets.hashing_key, "privshard.exampl", image, label, subject)
+
+    # Signed documents
+
+    def sign(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """`value` with its "signature" under this workspace's key."""
+        return signing.sign(self.secrets.signing_key, value)
+
+    def check_signature(self, value: Mapping[str, Any]) -> bool:
+        """Whether this workspace signed `value` as it is."""
+        return signing.check_signature(self.secrets.signing_key, value)
+
+    def save_receipt(self, request: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
+        """Sign and write a removal's receipt; the signed receipt."""
+        signed = self.sign(receipt)
+        self.objects.write_json(layout.receipt_path(request), signed)
+        return signed
+
+    def load_receipt(self, request: str) -> dict[str, Any]:
+        """A removal's receipt; VerificationError where its signature does not hold."""
+        receipt = self.objects.read_json(layout.receipt_path(request))
+        if not isinstance(receipt, dict) or not self.check_signature(receipt):
+            raise VerificationError(
+                f"Receipt {request}: expected a receipt signed by this workspace, got a changed or foreign one.",
+                remedy="The ledger keeps the same receipt; compare and restore it.",
+            )
+        return receipt
+
+    def write_manifest(self) -> dict[str, Any]:
+        """Write `manifest.json` from the ledger, signed; what was written."""
+        manifest = self.sign(describe(self.ledger))
+        self.objects.write_json(layout.MANIFEST, manifest)
+        return manifest
+
+    def verify_ledger(self) -> list[str]:
+        """Problems of the ledger's chain, anchored at the manifest's head where its signature holds."""
+        manifest = self.objects.read_json(layout.MANIFEST) if self.objects.exists(layout.MANIFEST) else None
+        if not isinstance(manifest, dict) or not self.check_signature(manifest):
+            problem = "manifest.json is missing, or was changed since it was written: its signature does not hold."
+            return [problem, *self.ledger.verify_chain()]
+        return self.ledger.verify_chain(anchor=(manifest["ledger"]["entries"], manifest["ledger"]["head"]))
+
+
+def _ledger_place(objects: ObjectStore, ledger: str | None) -> str:
+    if ledger is not None:
+        return ledger
+    if not objects.is_local:
+        raise ResourceError(
+            f"Expected a database for the ledger of {objects.root}: SQLite needs a local disk.",
+            remedy="Give ledger: postgresql://…",
+        )
+    return str(objects.local_path(layout.LEDGER))
+
+
+def _open_or_create(place: str) -> Ledger:
+    """The ledger that is there, or a new one with a new workspace id."""
+    return Ledger.open(place) if Ledger.exists(place) else Ledger.create(place, workspace_id=token_hex(16))
+
+
+def _load_keys(ledger: Ledger) -> Secrets:
+    """The keys of a workspace, checked to be those it was made with."""
+    seed = ledger.get("insecure_seed")
+    keys = load_secrets(ledger.workspace_id) if seed is None else insecure_secrets(ledger.workspace_id, seed)
+    if keys.fingerprint != ledger.get("keys"):
+        raise ResourceError(
+            f"Expected the keys that workspace {ledger.workspace_id} was made with, got other ones.",
+            remedy="Restore its keys.json: under other keys subjects would change shards.",
+        )
+    return keys
+
+
+def _check_same(root: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name, value in asked.items():
+        if held.get(name) != value:
+            raise InputError(
+                f"Workspace {root}: it was made with {name} {held.get(name)}, got {value}.",
+                remedy="Use the recipe it was made with (recipe.yaml), or another folder.",
+            )
