@@ -99,7 +99,7 @@ class Displacement:
 
 def zeros(shapes: Mapping[str, Iterable[int]], *, base: str, space: Space) -> Displacement:
     """The origin: fp32 zeros of the given shapes."""
-    return Displacement({name: torch.zeros(*shape) for name, shape in shapes.items()}, base, space)
+    return Displacement({name: torch.zeros(tuple(shape)) for name, shape in shapes.items()}, base, space)
 
 
 def _signature(item: Displacement) -> dict[str, object]:
