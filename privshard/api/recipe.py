@@ -1,0 +1,139 @@
+"""The recipe: everything that a training is asked for, in one validated value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from privshard.api.recipe_errors import input_error
+from privshard.api.recipe_sections import (
+    BaseSection,
+    DataSection,
+    ExecutionSection,
+    MethodSection,
+    PrivacySection,
+    RaySection,
+    TrainingSection,
+)
+from privshard.api.recipe_yaml import anchored, dump_yaml, override, read_recipe
+from privshard.core.digest import json_digest
+from privshard.core.execution import ExecutionFlags
+from privshard.core.privacy import PrivacyParams
+
+if TYPE_CHECKING:
+    from privshard.core.jobs import MethodSpec
+
+_SECTIONS = {"data", "base", "method", "privacy", "training", "execution", "ray"}
+_SPEED_ONLY = {"execution", "ray"}
+
+
+class Recipe(BaseModel):
+    """What to train, on what, how and under which guarantee. `Recipe()` is the embedded example.
+
+    Frozen. Sections: data, base, method, shards, privacy, training, execution, ray; see each for its keys. Raises
+    InputError that names the key, what was expected and what came; unknown keys are refused.
+
+    insecure_seed: for tests only. An integer makes all randomness reproducible, and with that no longer secret: every
+    artefact is then marked as not private.
+
+    >>> Recipe(shards=8, privacy={"epsilon": 3}).privacy.epsilon
+    3.0
+    >>> Recipe(privacy={"epsilon": -1})
+    Traceback (most recent call last):
+    privshard.core.errors.InputError: privacy.epsilon: expected a number above 0, or null for no differential privacy, \
+got -1. Correct the recipe, or override it with --set KEY=VALUE.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    data: DataSection = DataSection()
+    base: BaseSection = BaseSection()
+    method: MethodSection = MethodSection()
+    shards: int = Field(default=4, ge=1, description="a whole number, 1 or more")
+    privacy: PrivacySection = PrivacySection()
+    training: TrainingSection = TrainingSection()
+    execution: ExecutionSection = ExecutionSection()
+    ray: RaySection = RaySection()
+    insecure_seed: int | None = Field(default=None, ge=0, lt=2**63, description="a whole number, 0 or more, or null")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise input_error(error, model=type(self)) from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None, *, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe in the YAML file `path` (None: the empty one) with `overrides` such as "privacy.epsilon=3".
+
+        Relative paths in the file are resolved against its folder, those in overrides against the current one.
+        Raises InputError for a file that cannot be read and for every wrong key or value.
+        """
+        values = {} if path is None else read_recipe(Path(path))
+        for assignment in overrides:
+            values = override(values, assignment)
+        empty = {key for key, value in values.items() if value is None and key in _SECTIONS}
+        values = {key: value for key, value in values.items() if key not in empty}
+        return cls(**anchored(values, Path.cwd()))
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included, as YAML that `load` reads back to an equal recipe.
+
+        Column names that nobody set stay out: only a column that was asked for by name must exist.
+        """
+        values = self.model_dump(mode="json")
+        unset = {"image", "label", "subject", "split"} - self.data.model_fields_set
+        values["data"] = {key: value for key, value in values["data"].items() if key not in unset}
+        return dump_yaml(values)
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides the result: all but `execution` and `ray`."""
+        return json_digest(self._deciding())
+
+    def changed_keys(self, other: Recipe) -> tuple[str, ...]:
+        """The dotted keys, among those that decide the result, in which two recipes differ.
+
+        >>> Recipe().changed_keys(Recipe(shards=2, ray={"address": "none"}))
+        ('shards',)
+        """
+        mine, theirs = _flattened(self._deciding()), _flattened(other._deciding())
+        return tuple(key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key))
+
+    @property
+    def private(self) -> bool:
+        """Whether differential privacy is asked for."""
+        return self.privacy.epsilon is not None
+
+    def privacy_params(self) -> PrivacyParams:
+        """The `privacy` section as the noun of core."""
+        return PrivacyParams(**self.privacy.model_dump())
+
+    def method_spec(self) -> MethodSpec:
+        """The `method` section as the noun of core."""
+        from privshard.core.jobs import MethodSpec
+
+        return MethodSpec(self.method.name, dict(self.method.options))
+
+    def flags(self) -> ExecutionFlags:
+        """The `execution` section as the noun of core; `threads: auto` becomes the processors one worker has."""
+        threads = self.execution.threads
+        if threads == "auto":
+            threads = (os.cpu_count() or 1) if self.ray.address == "none" else max(1, int(self.ray.cpus_per_shard))
+        return ExecutionFlags(**{**self.execution.model_dump(), "threads": threads})
+
+    def _deciding(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude=_SPEED_ONLY)
+
+
+def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(
+            _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        )
+    return flat

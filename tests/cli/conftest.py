@@ -1,0 +1,139 @@
+"""Results such as the library's verbs give, for commands to print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from privshard import api
+
+PRIVACY = {
+    "epsilon": 8.0,
+    "delta": 1e-5,
+    "unit": "example",
+    "adjacency": "add_remove",
+    "accountant": "rdp",
+    "statement": "One example changes the model by at most [epsilon 8, delta 1e-05].",
+}
+BASE = {"name": "digits", "digest": "d" * 64}
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "train": {
+        "workspace": "ws",
+        "model": "v0001",
+        "base": BASE,
+        "components": [{"id": f"{shard}" * 64, "shard": shard, "epsilon": 8.0, "delta": 1e-5} for shard in range(2)],
+        "metrics": {"accuracy": 0.9375, "num_rows": 160},
+        "privacy": PRIVACY,
+        "timing_s": {"total": 12.5},
+        "confidential": {"num_examples": [700, 698], "num_subjects": [700, 698], "train_s": [5.0, 5.5]},
+    },
+    "plan": {
+        "workspace": "ws",
+        "base": BASE,
+        "method": {"name": "tangent", "blocks": 1},
+        "shards": 2,
+        "noise": {
+            "noise_multiplier": 1.25,
+            "sample_rate": 0.5,
+            "steps": 60,
+            "max_grad_norm": 1.0,
+            "expected_units": None,
+        },
+        "privacy": {**PRIVACY, "epsilon_limit": 12.5, "planned_retrains": 1},
+        "cost": {"num_trained": 4810},
+    },
+    "forget": {
+        "request": "r-1",
+        "status": "done",
+        "plan": [{"component": "1" * 64, "action": "drop", "reason": "its shard held the subject"}],
+        "model_before": "v0001",
+        "model_after": "v0002",
+        "metrics_before": {"accuracy": 0.9375},
+        "metrics_after": {"accuracy": 0.925},
+        "receipt": {"id": "rc-1", "guarantee": "exact_drop"},
+        "elapsed_s": 0.75,
+    },
+    "budget": {
+        "unit": "example",
+        "delta": 1e-5,
+        "shards": [
+            {"shard": 0, "epsilon_spent": 8.0, "epsilon_limit": 12.5, "releases": 1},
+            {"shard": 1, "epsilon_spent": None, "epsilon_limit": None, "releases": 0},
+        ],
+        "statement": "Everything so far: epsilon 8.",
+    },
+    "influence": {
+        "components": [
+            {
+                "id": "a" * 64,
+                "shard": 0,
+                "weight_distance": 0.125,
+                "leave_one_out": {"accuracy": 0.9, "mean_logit_shift": 0.25},
+                "shapley_accuracy": 0.375,
+                "shapley_logit": 0.5,
+                "per_class": [0.125, -0.25],
+            }
+        ]
+    },
+    "predict": {
+        "predictions": [{"image": "a.png", "label": "7", "probability": 0.75, "probabilities": {"7": 0.75, "1": 0.25}}],
+        "model": "v0001",
+    },
+    "evaluate": {
+        "model": "v0001",
+        "metrics": {"accuracy": 0.9375, "num_rows": 160, "per_class": {"7": 0.5}, "expected_calibration_error": 0.0625},
+        "note": "Held-out rows are personal data; these numbers are not covered by the guarantee.",
+    },
+    "verify": {"ok": True, "checks": [{"name": "digests", "ok": True, "detail": "4 components"}]},
+    "import": {"out": "x.parquet", "num_rows": 3, "num_subjects": 0, "classes": ["cat", "dog"], "skipped": ["a.txt"]},
+}
+
+ARGUMENTS = {
+    "train": ["train", "--workspace", "ws"],
+    "plan": ["train", "--dry-run"],
+    "forget": ["forget", "ws", "--subject", "ada"],
+    "budget": ["budget", "ws"],
+    "influence": ["influence", "ws"],
+    "predict": ["predict", "ws", "a.png"],
+    "evaluate": ["evaluate", "ws"],
+    "verify": ["verify", "ws"],
+    "import": ["import", "folder", "--out", "x.parquet"],
+}
+VERBS = {"plan": "plan_training", "import": "import_folder"}
+
+
+class Calls(list):
+    """What the commands asked of the library: (verb, positional arguments, keyword arguments)."""
+
+    def replace(self, monkeypatch: pytest.MonkeyPatch, name: str, result: Any) -> None:
+        """Make the verb behind command `name` return `result`, or call it, or raise it."""
+        verb = VERBS.get(name, name)
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            self.append((verb, args, kwargs))
+            if isinstance(result, BaseException):
+                raise result
+            return result(*args, **kwargs) if callable(result) else result
+
+        monkeypatch.setattr(api, verb, fake, raising=False)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The library's verbs replaced by fakes that give RESULTS."""
+    made = Calls()
+    for name, result in RESULTS.items():
+        made.replace(monkeypatch, name, result)
+    return made
+
+
+@pytest.fixture
+def results() -> dict[str, dict[str, Any]]:
+    return RESULTS
+
+
+@pytest.fixture
+def arguments() -> dict[str, list[str]]:
+    return ARGUMENTS
