@@ -24,8 +24,9 @@ def average(paths: Mapping[str, Path], weights: Mapping[str, float]) -> dict[str
     paths: component id -> safetensors file; may hold more components than are weighted.
     weights: component id -> public weight. Empty weights give no tensors: the base itself.
 
-    Raises InputError for a weighted component without a file, a weight that is not finite, and components whose
-    base, space, names, shapes or types differ (both sides are shown).
+    Raises InputError for a weighted component without a path, a weight that is not finite, and components whose
+    base, space, names, shapes or types differ (both sides are shown); VerificationError for a file that is missing
+    or no safetensors file.
 
     Test: tests/composition/test_average.py, against a loop in exact rational arithmetic.
     """

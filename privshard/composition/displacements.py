@@ -18,8 +18,9 @@ def compose(components: Sequence[Displacement], *, weights: Sequence[float] | No
     Composing weights is composing outputs: for a linearized model, f0 + J D = f0 + sum_i weights_i J D_i.
 
     Guarantees: one component with weight 1 comes back bit for bit; sums are taken in double precision in the order of
-    the displacements' digests and rounded once, so the order of the arguments leaves no trace. Not guaranteed: that
-    weights sum to one (shard components average, edits add).
+    the displacements' digests and rounded once, so the order of the arguments leaves no trace, and fp32 components give
+    the bits that `composition.average` gives on disk, where their ids are these digests. Not guaranteed: that weights
+    sum to one (shard components average, edits add).
 
     components: at least one. weights: one finite number each.
 

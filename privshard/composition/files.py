@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from privshard.core.errors import InputError, VerificationError
+from privshard.core.errors import InputError
+from privshard.store.tensors import open_lazy
 
 ABSENT = "absent"
 
@@ -50,33 +49,17 @@ def open_components(paths: Mapping[str, Path]) -> Iterator[ComponentFiles]:
     """Open at least one component file (id -> path) for reading tensor by tensor.
 
     Guarantees that all of them have the same base, space, tensor names and shapes, in fp32; otherwise InputError
-    shows both sides. A file that is not safetensors is a VerificationError: what is stored does not say what it should.
+    shows both sides, or says what a file lacks. A file that is missing or not safetensors is a VerificationError.
     """
     if not paths:
         raise InputError("Expected at least one component file, got none.")
     with ExitStack() as stack:
-        handles = {name: stack.enter_context(_open(name, paths[name])) for name in sorted(paths)}
+        handles = {name: stack.enter_context(open_lazy(Path(paths[name]))) for name in sorted(paths)}
         headers = {name: _header(name, handle) for name, handle in handles.items()}
         first, *others = headers
         for other in others:
             _check_same(first, headers[first], other, headers[other])
         yield ComponentFiles(headers[first], handles)
-
-
-@contextmanager
-def _open(name: str, path: Path) -> Iterator[Any]:
-    """One file, with its failures named after the component."""
-    if not Path(path).is_file():
-        raise InputError(f"Component {name}: expected a safetensors file at {path}, found none.")
-    try:
-        handle = safe_open(str(path), framework="np")
-    except SafetensorError as error:
-        raise VerificationError(
-            f"Component {name}: {path} is not a readable safetensors file ({error}).",
-            remedy="Restore it from a backup, or retrain its shard.",
-        ) from error
-    with handle:
-        yield handle
 
 
 def _header(name: str, handle: Any) -> Header:
@@ -87,7 +70,12 @@ def _header(name: str, handle: Any) -> Header:
             raise InputError(f"Component {name}, tensor {tensor}: expected F32, got {stored.get_dtype()}.")
         shapes[tensor] = tuple(stored.get_shape())
     metadata = handle.metadata() or {}
-    return Header(metadata.get("base", ABSENT), metadata.get("space", ABSENT), shapes)
+    if not {"base", "space"} <= metadata.keys():
+        raise InputError(
+            f"Component {name}: expected metadata that names its base and its space, got {sorted(metadata)}.",
+            remedy="Write components with privshard.store.components.save_component.",
+        )
+    return Header(metadata["base"], metadata["space"], shapes)
 
 
 def _check_same(first: str, mine: Header, other: str, theirs: Header) -> None:

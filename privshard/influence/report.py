@@ -77,11 +77,13 @@ def influence_report(
 
 def note(num_rows: int) -> str:
     """Which rows the numbers come from, and what guarantee they have: none."""
-    rows = f"{num_rows} held-out row{'' if num_rows == 1 else 's'}"
+    weights = "Weight distances and conflict use the components alone and have the guarantee of the components."
+    if not num_rows:
+        return f"There were no held-out rows to compute accuracies, logit shifts and Shapley values on. {weights}"
+    rows = "1 held-out row, which is" if num_rows == 1 else f"{num_rows} held-out rows, which are"
     return (
-        f"Accuracies, logit shifts and Shapley values were computed on {rows}, which are personal data: "
-        "they are exact facts about those rows and are not covered by the privacy guarantee. Weight distances and "
-        "conflict use the components alone and have the guarantee of the components."
+        f"Accuracies, logit shifts and Shapley values were computed on {rows} personal data: they are exact facts "
+        f"about those rows and are not covered by the privacy guarantee. {weights}"
     )
 
 

@@ -17,6 +17,7 @@ from privshard.core.errors import InputError, VerificationError
 from privshard.core.model import Composition
 
 SHAPES = {"head.bias": (3,), "head.weight": (3, 4), "scale": ()}
+KIND = {"base": "b", "space": "tangent"}
 
 
 def _write(
@@ -56,14 +57,14 @@ def test_sums_are_taken_in_double_precision(tmp_path):
     files = {}
     for name, number in {"a": 1e8, "b": 1.0, "c": -1e8}.items():
         files[name] = tmp_path / name
-        save_file({"x": np.array([number], dtype=np.float32)}, str(files[name]))
+        save_file({"x": np.array([number], dtype=np.float32)}, str(files[name]), metadata=KIND)
     assert average(files, dict.fromkeys(files, 1.0))["x"].tolist() == [1.0]
 
 
 def test_one_component_with_weight_one_comes_back_bit_for_bit(tmp_path):
     special = np.array([0.0, -0.0, 1e-45, -1e-45, 3.4e38, np.pi], dtype=np.float32)
     path = tmp_path / "a.safetensors"
-    save_file({"x": special}, str(path))
+    save_file({"x": special}, str(path), metadata=KIND)
     assert average({"a": path}, {"a": 1.0})["x"].tobytes() == special.tobytes()
 
 
@@ -104,6 +105,13 @@ def test_only_fp32_is_accepted(tmp_path):
         average({"a": _write(tmp_path, "a", dtype=np.float64)}, {"a": 1.0})
 
 
+def test_component_that_names_no_base_and_space_is_refused(tmp_path):
+    path = tmp_path / "a"
+    save_file({"x": np.ones(1, dtype=np.float32)}, str(path), metadata={"base": "b"})
+    with pytest.raises(InputError, match=r"Component a: expected metadata .* got \['base'\]"):
+        average({"a": path}, {"a": 1.0})
+
+
 def test_weighted_component_without_file_is_refused(paths):
     with pytest.raises(InputError, match=r"\['z'\] have none, there are \['a', 'b', 'c', 'd'\]"):
         average(paths, {"a": 1.0, "z": 1.0})
@@ -116,11 +124,11 @@ def test_weights_must_be_finite(paths, weight):
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"Component a: expected a safetensors file at .*none"):
+    with pytest.raises(VerificationError, match=r"Expected a whole safetensors file at .*none"):
         average({"a": tmp_path / "none"}, {"a": 1.0})
     broken = tmp_path / "broken"
     broken.write_bytes(b"not safetensors at all")
-    with pytest.raises(VerificationError, match=r"Component a: .*broken is not a readable safetensors file"):
+    with pytest.raises(VerificationError, match=r"Expected a whole safetensors file at .*broken"):
         average({"a": broken}, {"a": 1.0})
 
 

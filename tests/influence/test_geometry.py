@@ -17,7 +17,8 @@ def _write(folder, tensors_of):
     paths = {}
     for name, tensors in tensors_of.items():
         paths[name] = folder / name
-        save_file({key: np.asarray(value, dtype=np.float32) for key, value in tensors.items()}, str(paths[name]))
+        arrays = {key: np.asarray(value, dtype=np.float32) for key, value in tensors.items()}
+        save_file(arrays, str(paths[name]), metadata={"base": "b", "space": "tangent"})
     return paths
 
 

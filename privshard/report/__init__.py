@@ -1,0 +1,1 @@
+"""HTML pages and plots for people; nothing else draws."""
