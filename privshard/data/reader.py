@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+_READ_AHEAD_BYTES = 1 << 20
+
 
 def parquet_files(path: str | Path) -> list[Path]:
     """The Parquet files that `path` names: itself, or every *.parquet below a folder, sorted by name."""
@@ -56,9 +58,10 @@ def read_rows(
     The columns of every file are checked before the first row is read; rows are checked as they come.
 
     columns: what the columns are called. required: roles ("subject", "split") that must exist; image and label
-    always must. batch_size: rows that are in memory at once. Integer labels become their names where the file
-    declares them (`read_public_classes`), else their digits. An empty subject is none; an image without bytes is
-    read from its path, relative to the Parquet file.
+    always must. batch_size: rows that are in memory at once, beside the Parquet pages they come from (their size is
+    the file's choice, at most a row group). Integer labels become their names where the file declares them
+    (`read_public_classes`), else their digits. An empty subject is none; an image without bytes is read from its
+    path, relative to the Parquet file.
 
     Raises InputError naming file, column and row, with what was expected.
     """
@@ -111,7 +114,7 @@ def _open(file: Path) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file, memory_map=True, pre_buffer=False)
+        return pq.ParquetFile(file, buffer_size=_READ_AHEAD_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file.name}: expected a Parquet file, got something unreadable ({_first_line(error)}).",

@@ -72,6 +72,17 @@ def test_rows_are_streamed(write_parquet, png, monkeypatch):
     assert sum(sizes) <= 16
 
 
+def test_memory_is_bounded_by_batches(write_parquet):
+    images = [bytes([i]) * 100_000 for i in range(200)]
+    path = write_parquet(
+        "x.parquet", {"image": images, "label": [1] * 200}, row_group_size=10, compression="none", use_dictionary=False
+    )
+    before = pa.total_allocated_bytes()
+    peak = max(pa.total_allocated_bytes() - before for _ in read_rows(path, batch_size=10))
+    assert path.stat().st_size > 2e7 - 1e6
+    assert 0 < peak < 5e6
+
+
 def test_images_beside_the_file_are_read(write_parquet, png, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(3))
