@@ -46,8 +46,8 @@ def test_components_are_sorted_by_shard_with_their_own_numbers(make_evidence):
     assert [item["weight_distance"] for item in found["components"]] == [3.0, 2.0, 1.0]
     assert found["conflict"]["ids"] == ["c02", "c01", "c00"]
     x_SN = np.random.default_rng(5).standard_normal((3, 9))
-    cosine = x_SN[2] @ x_SN[1] / np.linalg.norm(x_SN[2]) / np.linalg.norm(x_SN[1])
-    assert found["conflict"]["cosine"][0][1] == pytest.approx(cosine, rel=1e-12)
+    unit_SN = (x_SN / np.linalg.norm(x_SN, axis=1, keepdims=True))[::-1]
+    np.testing.assert_allclose(found["conflict"]["cosine"], unit_SN @ unit_SN.T, rtol=1e-12)
 
 
 @pytest.mark.parametrize("weights", [None, {"c00": 0.6, "c01": 0.3, "c02": 0.1}])

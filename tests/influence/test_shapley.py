@@ -103,6 +103,43 @@ def test_intervals_cover_the_exact_values_as_often_as_they_say(make_evidence):
     assert 0.90 < np.mean(covered) < 0.99
 
 
+def test_interval_is_normal_over_the_means_of_pairs(make_evidence):
+    evidence = make_evidence(4, weights=UNEQUAL)
+    value, rng = _accuracy(evidence), np.random.default_rng(7)
+    means = []
+    for _ in range(5):
+        gains = np.zeros(4)
+        order = rng.permutation(4).tolist()
+        for joining in (order, order[::-1]):
+            for place, player in enumerate(joining):
+                before = frozenset(joining[:place])
+                gains[player] += (value(before | {player}) - value(before)) / 2
+        means.append(gains)
+    found = shapley.antithetic(
+        accuracy_value(evidence),
+        evidence.coalition_weights,
+        num_components=4,
+        num_pairs=5,
+        rng=np.random.default_rng(7),
+    )
+    np.testing.assert_allclose(found.values_S, np.mean(means, axis=0), rtol=0, atol=1e-14)
+    expected = 1.96 * np.std(means, axis=0, ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose(found.half_width_S, expected, rtol=1e-3, atol=1e-14)
+
+
+def test_a_pair_of_orders_settles_what_depends_on_the_place_alone(make_evidence):
+    evidence = make_evidence(6)
+    found = shapley.antithetic(
+        lambda weights_MS: np.count_nonzero(weights_MS, axis=1) ** 2.0,
+        evidence.coalition_weights,
+        num_components=6,
+        num_pairs=2,
+        rng=np.random.default_rng(0),
+    )
+    assert found.values_S.tolist() == [6.0] * 6
+    assert found.half_width_S.tolist() == [0.0] * 6
+
+
 def test_sampling_is_a_function_of_the_generator(make_evidence):
     evidence = make_evidence(5)
     runs = [
