@@ -33,6 +33,8 @@ class Method(Protocol):
 
     name: str
     space: Space
+    batch_scale: int
+    """How many examples' gradients need about the memory of encoding one image."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name of the base -> shape of its displacement."""

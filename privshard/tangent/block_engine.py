@@ -26,6 +26,7 @@ class BlockEngine:
 
     name = "tangent"
     space: Space = "tangent"
+    batch_scale = 1
 
     def __init__(self, view: ViTView, *, first_block: int) -> None:
         self._view = view

@@ -36,6 +36,7 @@ class ClassRowEngine:
 
     name = "tangent"
     space: Space = "tangent"
+    batch_scale = 8
 
     def __init__(self, view: ViTView) -> None:
         self._view = view

@@ -22,6 +22,7 @@ class HeadMethod:
 
     name = "head"
     space: Space = "tangent"
+    batch_scale = 64
 
     def __init__(self, view: ViTView) -> None:
         self._view = view

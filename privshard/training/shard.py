@@ -1,0 +1,127 @@
+"""Training of one shard: the same function wherever it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from privshard.core.jobs import TrainingParams
+from privshard.core.method import Constants, Method
+from privshard.core.privacy import MechanismPlan
+from privshard.privacy.optimizer import PrivateOptimizer
+from privshard.privacy.sampling import PoissonSampler
+from privshard.privacy.stream import ChaChaStream, derive_key
+from privshard.training.step import clipped_sum
+from privshard.training.units import Units
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A shard's displacement (fp32, on the CPU) and how long it took to learn. The time is confidential."""
+
+    tensors: dict[str, Tensor]
+    train_s: float
+
+
+def encode(
+    method: Method, batches: Iterable[Tensor], *, device: str, dtype: torch.dtype, on_batch: Callable[[int], None]
+) -> Constants | None:
+    """The constants of all images, in order, on `device`; None without any image. They are personal data."""
+    parts: list[Constants] = []
+    for images in batches:
+        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
+            part = method.encode(images.to(device, non_blocking=True))
+        parts.append({name: tensor.float() for name, tensor in part.items()})
+        on_batch(len(images))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else None
+
+
+def train_shard(
+    method: Method,
+    constants: Constants | None,
+    *,
+    labels_B: Tensor,
+    unit_of_row: Sequence[str],
+    plan: MechanismPlan,
+    params: TrainingParams,
+    root_key: bytes,
+    max_rows: int = 512,
+    on_step: OnStep = lambda done, total: None,
+) -> Trained:
+    """Learn one displacement under `plan`, from zero.
+
+    Per step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
+    number of units, step the optimizer. The component is the average of the last iterates. An empty batch is a step,
+    and an empty shard (constants None) trains on pure noise: that it is empty stays private.
+
+    Guaranteed: (epsilon, delta) of `plan` for everything in the returned tensors, as the accountant composed it; the
+    optimizer refuses to run anything but the plan. Given `root_key`, the result is a function of the shard's rows in
+    canonical order, the plan, the thread count and `max_rows`: bit for bit.
+
+    labels_B: class indices, in the rows' order. unit_of_row: example id or subject of each row. root_key: 32 bytes,
+    fresh and never stored in production; sampling and noise keys are derived from it separately.
+    """
+    started = time.perf_counter()
+    units = Units.of(unit_of_row)
+    parameters = {
+        name: torch.nn.Parameter(torch.zeros(shape, device=labels_B.device)) for name, shape in method.shapes().items()
+    }
+    optimizer = PrivateOptimizer(
+        _optimizer(params, list(parameters.values())),
+        named_parameters=parameters,
+        plan=plan,
+        stream=ChaChaStream(derive_key(root_key, "noise"), purpose="noise"),
+    )
+    sampler = PoissonSampler(derive_key(root_key, "sampling"), sample_rate=plan.sample_rate, steps=plan.steps)
+    mean = _TailMean(parameters, first=min(int(params.average_from * plan.steps), plan.steps - 1))
+    for step, taken in enumerate(sampler.batches(units.ids)):
+        sums = None
+        if constants is not None:
+            sums = clipped_sum(
+                method,
+                constants,
+                {name: parameter.data for name, parameter in parameters.items()},
+                labels_B=labels_B,
+                units=units,
+                taken=taken,
+                loss=params.loss,
+                max_grad_norm=plan.max_grad_norm if plan.private else None,
+                max_rows=max_rows,
+            )
+        optimizer.release(sums)
+        mean.add(step)
+        on_step(step + 1, plan.steps)
+    optimizer.check_complete()
+    return Trained(mean.value(), time.perf_counter() - started)
+
+
+def _optimizer(params: TrainingParams, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if params.optimizer == "adam":
+        betas = (params.momentum or 0.9, 0.999)
+        return torch.optim.AdamW(parameters, lr=params.lr, betas=betas, weight_decay=params.weight_decay)
+    return torch.optim.SGD(parameters, lr=params.lr, momentum=params.momentum, weight_decay=params.weight_decay)
+
+
+class _TailMean:
+    """The mean of the iterates from step `first` on, accumulated in double precision."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], *, first: int) -> None:
+        self._parameters = parameters
+        self._first = first
+        self._count = 0
+        self._sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
+
+    def add(self, step: int) -> None:
+        if step >= self._first:
+            self._count += 1
+            for name, parameter in self._parameters.items():
+                self._sums[name] += parameter.data
+
+    def value(self) -> dict[str, Tensor]:
+        return {name: (total / self._count).float().cpu() for name, total in self._sums.items()}
