@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sqlite3
@@ -126,3 +127,31 @@ def test_well_chained_contradictions_are_found(place, kind, run_id, problem):
     assert len(found) == 1
     assert found[0].startswith("Entry 9 (")
     assert problem in found[0]
+
+
+def resealed(entry, **changes):
+    """An entry with other content whose own digest is right again: only its place in the chain can tell."""
+    changed = dataclasses.replace(entry, **changes)
+    return dataclasses.replace(changed, digest=changed.true_digest)
+
+
+def test_a_changed_entry_with_a_new_digest_breaks_the_link_to_the_next(place):
+    entries = Journal.open(place).entries()
+    entries[2] = resealed(entries[2], shard=4)
+    (problem,) = chain.problems(entries)
+    assert problem.startswith("Entry 4 (commit, r0) does not continue the entry before it")
+
+
+def test_time_that_runs_backwards_is_found(place):
+    entries = Journal.open(place).entries()
+    entries[-1] = resealed(entries[-1], created="2001-01-01T00:00:00.000000+00:00")
+    (problem,) = chain.problems(entries)
+    assert problem.startswith("Entry 8 (suppress, q1) says 2001-01-01")
+
+
+def test_a_run_that_is_reserved_twice_is_found(place):
+    """The table refuses it; a chain that was written elsewhere may hold it."""
+    entries = Journal.open(place).entries()
+    last, reserve = entries[-1], entries[2]
+    entries.append(resealed(reserve, seq=last.seq + 1, created=last.created, previous=last.digest))
+    assert chain.problems(entries) == ["Entry 9 (reserve, r0) occurs twice."]
