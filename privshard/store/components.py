@@ -22,23 +22,16 @@ def save_component(
 ) -> None:
     """Write a component's three files, the record last. Saving the same component again changes nothing.
 
-    InputError where `record.id` is not the digest of the tensors, or belongs to another training already: an
-    example list must never be replaced by another's.
+    InputError where `record.id` is not its `component_id`.
     """
-    digest = _digest(arrays, record.base, record.space)
+    digest = _identity(record, arrays)
     if digest != record.id:
         raise InputError(
-            f"Component of shard {record.shard}: expected its id to be the digest of its tensors, base and "
-            f"{record.space} space, {digest}, got {record.id}.",
-            remedy="Take the id from Displacement.digest and the space from the displacement.",
+            f"Component of shard {record.shard}: expected its id to be the digest of its tensors, base, shard, attempt "
+            f"and {record.space} space, {digest}, got {record.id}.",
+            remedy="Take the id from component_id.",
         )
     path = component_record_path(record.id)
-    if store.exists(path) and (held := ComponentRecord.from_json(store.read_json(path))) != record:
-        raise InputError(
-            f"Component {record.id} is kept as shard {held.shard}, attempt {held.attempt}; got the same tensors as "
-            f"shard {record.shard}, attempt {record.attempt}.",
-            remedy="Two trainings agree bit for bit only without noise (two empty shards): use fewer shards.",
-        )
     store.write_json(private_path(record.id), private)
     save_tensors(store, component_path(record.id), arrays, {"base": record.base, "space": record.space})
     store.write_json(path, record.to_json())
@@ -55,7 +48,7 @@ def load_component(store: ObjectStore, component: str) -> tuple[ComponentRecord,
             f"{base} and {space}.",
             remedy="Restore both files from a backup, or retrain the shard.",
         )
-    digest = _digest(arrays, base, space)
+    digest = _identity(record, arrays)
     if digest != component:
         raise VerificationError(
             f"Component {component}: expected tensors of this digest, got {digest}.",
@@ -90,6 +83,11 @@ def delete_component(store: ObjectStore, component: str) -> None:
         store.delete(path)
 
 
-def _digest(arrays: Mapping[str, np.ndarray], base: str, space: str) -> str:
-    """The digest of `core.displacement.Displacement`, without torch."""
-    return tensors_digest(arrays, "displacement", base, space)
+def component_id(arrays: Mapping[str, np.ndarray], *, base: str, space: str, shard: int, attempt: int) -> str:
+    """The digest of a component: of its tensors, and of which training gave them. Two empty shards that learnt the
+    same zeros are two components."""
+    return tensors_digest(arrays, "component", base, space, f"shard {shard}", f"attempt {attempt}")
+
+
+def _identity(record: ComponentRecord, arrays: Mapping[str, np.ndarray]) -> str:
+    return component_id(arrays, base=record.base, space=record.space, shard=record.shard, attempt=record.attempt)

@@ -142,6 +142,10 @@ class Workspace:
         """A component's record and verified tensors; its space is `record.space`."""
         return components.load_component(self.objects, component)
 
+    def load_record(self, component: str) -> ComponentRecord:
+        """A component's public record alone."""
+        return components.load_record(self.objects, component)
+
     def component_ids(self) -> list[str]:
         """Ids of which any file is there; which of them count is for the ledger to say."""
         return components.component_ids(self.objects)
