@@ -1,0 +1,51 @@
+"""Runs shard jobs one after another in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from privshard.core.jobs import OnProgress, ShardFailure, ShardJob, ShardResult
+from privshard.runtime.news import NEWS_INTERVAL_S, safely
+from privshard.runtime.shard_function import BaseState, ShardFunction, run_shard, torch_threads
+
+T = TypeVar("T")
+
+
+class LocalExecutor:
+    """A `ShardTrainer` without Ray: the reference that the Ray executor must match bit for bit.
+
+    run: the shard function. base_state: the frozen base's weights, handed to every job read-only.
+    """
+
+    def __init__(self, run: ShardFunction, *, base_state: BaseState | None = None) -> None:
+        self._run = run
+        self._base_state = base_state
+
+    def train(self, jobs: Sequence[ShardJob], on_progress: OnProgress) -> Iterator[ShardResult | ShardFailure]:
+        """Run all jobs in order, yielding each outcome before the next job starts.
+
+        A job that raises ends as a `ShardFailure` with that error and released=False (its result did not leave the
+        shard function); the other jobs still run. Torch's thread count is the job's during a job and restored after.
+        """
+        tell = safely(on_progress, interval_s=NEWS_INTERVAL_S)
+        for job in jobs:
+            try:
+                outcome = run_shard(self._run, job, self._base_state, tell)
+            except Exception as error:
+                outcome = ShardFailure(job.run_id, job.shard, error, released=False)
+            yield outcome
+
+    def call(self, function: Callable[..., T], *args: Any, threads: int | None = None) -> T:
+        """`function(*args)`, here; its errors are raised as they are."""
+        with torch_threads(threads):
+            return function(*args)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

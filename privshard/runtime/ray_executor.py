@@ -1,0 +1,153 @@
+"""Runs shard jobs on Ray: one actor a shard, results bit-identical to the local executor's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from weakref import WeakSet
+
+from privshard.core.errors import InputError, ResourceError
+from privshard.core.jobs import OnProgress, ShardFailure, ShardJob, ShardResult
+from privshard.runtime.cluster import cluster_view, connect, disconnect
+from privshard.runtime.controller import Outcome, supervise
+from privshard.runtime.news import safely
+from privshard.runtime.policy import Limits
+from privshard.runtime.ray_fleet import RayFleet, Task
+from privshard.runtime.resources import Placement, placement
+from privshard.runtime.shard_function import BaseState, ShardFunction
+from privshard.runtime.worker import Handshake, software_versions
+
+T = TypeVar("T")
+
+
+class RayExecutor:
+    """A `ShardTrainer` on Ray. Connects at first use; `close()`, or leaving it as a context, undoes only what it did.
+
+    run: the shard function; it must be importable on the workers. base_state: the frozen base's weights, put into
+    Ray's object store once and shared read-only by the workers of a machine. address: "local", "auto", "host:port".
+    gpus_per_shard, cpus_per_shard: as in `placement`. schedule_timeout_s: how long to wait for the cluster to answer,
+    and for a worker when nothing of ours runs. max_retries: fresh workers for a job whose worker died.
+    """
+
+    def __init__(
+        self,
+        run: ShardFunction,
+        *,
+        base_state: BaseState | None = None,
+        address: str = "local",
+        gpus_per_shard: Literal["auto"] | float = "auto",
+        cpus_per_shard: float = 1.0,
+        schedule_timeout_s: float = 30.0,
+        max_retries: int = 1,
+    ) -> None:
+        self._run = run
+        self._base_state = base_state
+        self._address = address
+        self._gpus_per_shard: Literal["auto"] | float = gpus_per_shard
+        self._cpus_per_shard = cpus_per_shard
+        self._schedule_timeout_s = schedule_timeout_s
+        self._max_retries = max_retries
+        self._base_ref: Any = None
+        self._connected_here = False
+        self._open: WeakSet[Generator[Outcome, None, None]] = WeakSet()
+
+    def train(self, jobs: Sequence[ShardJob], on_progress: OnProgress) -> Iterator[ShardResult | ShardFailure]:
+        """Run all jobs, at most as many at once as the cluster holds, yielding each outcome as it comes.
+
+        Raises ResourceError before any job starts if the cluster cannot be reached or can never hold one shard, and
+        InputError for two jobs with one run id. What happens to a job afterwards is a `ShardFailure` of that job: the
+        error its function raised (its own class), or ResourceError for a worker that never came, kept dying, runs
+        other software or does not see the workspace. Abandoning the iterator kills the workers.
+        """
+        jobs = [_with_absolute_workspace(job) for job in jobs]
+        if not jobs:
+            return iter(())
+        if len({job.run_id for job in jobs}) != len(jobs):
+            raise InputError(f"Run ids must differ, got {sorted(job.run_id for job in jobs)}.")
+        place = self._place(len(jobs))
+        versions, base = software_versions(), self._base()
+        tasks = {
+            job.run_id: Task(
+                Handshake(versions, job.workspace, job.flags.threads, place.gpus), "train", (self._run, job, base)
+            )
+            for job in jobs
+        }
+        return self._outcomes({job.run_id: job for job in jobs}, tasks, place, on_progress)
+
+    def call(self, function: Callable[..., T], *args: Any, threads: int | None = None) -> T:
+        """`function(*args)` on one worker with the resources of a shard; its errors are raised as they are.
+
+        The executor's own base_state among `args` is not sent again. Raises ResourceError like `train`.
+        """
+        place = self._place(1)
+        sent = tuple(self._base() if arg is self._base_state else arg for arg in args)
+        task = Task(Handshake(software_versions(), None, threads, place.gpus), "call", (function, threads, *sent))
+        outcome = next(self._supervise({"call": task}, place, lambda _: None))
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
+
+    def close(self) -> None:
+        """End what still runs, forget the base's weights in the object store, and leave Ray if we initialized it."""
+        for run in tuple(self._open):
+            run.close()
+        self._base_ref = None
+        if self._connected_here:
+            disconnect()
+            self._connected_here = False
+
+    def __enter__(self) -> RayExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _place(self, num_jobs: int) -> Placement:
+        """Connect, and decide what each worker gets."""
+        self._connected_here |= connect(self._address, timeout_s=self._schedule_timeout_s)
+        return placement(
+            cluster_view(),
+            gpus_per_shard=self._gpus_per_shard,
+            cpus_per_shard=self._cpus_per_shard,
+            num_jobs=num_jobs,
+        )
+
+    def _base(self) -> Any:
+        """The ref of the base's weights, put once."""
+        if self._base_state is not None and self._base_ref is None:
+            import ray
+            from ray.exceptions import ObjectStoreFullError
+
+            try:
+                self._base_ref = ray.put(dict(self._base_state))
+            except ObjectStoreFullError as error:
+                raise ResourceError(
+                    "The base's weights do not fit into Ray's object store.",
+                    remedy="Start Ray with a larger object_store_memory.",
+                ) from error
+        return self._base_ref
+
+    def _supervise(self, tasks: Mapping[str, Task], place: Placement, on_progress: OnProgress) -> Iterator[Outcome]:
+        """The outcomes of tasks under this executor's limits."""
+        fleet = RayFleet(tasks, placement=place, on_progress=safely(on_progress))
+        limits = Limits(place.concurrent, self._max_retries, self._schedule_timeout_s)
+        run = supervise(list(tasks), fleet, limits=limits)
+        self._open.add(run)
+        return run
+
+    def _outcomes(
+        self, jobs: Mapping[str, ShardJob], tasks: Mapping[str, Task], place: Placement, on_progress: OnProgress
+    ) -> Iterator[ShardResult | ShardFailure]:
+        """Outcomes in the words of `ShardTrainer`."""
+        for outcome in self._supervise(tasks, place, on_progress):
+            if outcome.error is None:
+                yield outcome.value
+            else:
+                yield ShardFailure(outcome.run_id, jobs[outcome.run_id].shard, outcome.error, outcome.released)
+
+
+def _with_absolute_workspace(job: ShardJob) -> ShardJob:
+    """The job with a workspace path that does not depend on the driver's current directory."""
+    return job if "://" in job.workspace else replace(job, workspace=str(Path(job.workspace).absolute()))

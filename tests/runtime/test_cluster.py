@@ -1,0 +1,66 @@
+"""Clusters that do not answer are refused in time; imports stay light."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from privshard.core.errors import ResourceError
+from privshard.runtime import make_executor
+from privshard.runtime.ray_executor import RayExecutor
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_unreachable_cluster_is_refused_within_the_timeout(form, closed_port, make_job) -> None:
+    executor = make_executor(print, address=form.format(closed_port), schedule_timeout_s=1.0)
+    assert isinstance(executor, RayExecutor)
+    begin = time.monotonic()
+    with pytest.raises(ResourceError, match=str(closed_port)) as refused:
+        executor.train([make_job()], print)
+    assert time.monotonic() - begin < 20  # most of it is the import of ray
+    assert refused.value.exit_code == 4
+    assert "ray.address" in refused.value.remedy
+    executor.close()
+
+
+def test_auto_follows_the_environment_and_is_refused_too(monkeypatch, closed_port, make_job) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with pytest.raises(ResourceError, match="auto"):
+        make_executor(print, address="auto", schedule_timeout_s=0.5).train([make_job()], print)
+
+
+def test_no_running_cluster_for_auto_is_refused(monkeypatch, tmp_path, make_job) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    import ray
+
+    monkeypatch.setattr(ray, "init", _nobody)
+    with pytest.raises(ResourceError, match="Could not find any running Ray instance"):
+        make_executor(print, address="auto", schedule_timeout_s=0.5).train([make_job()], print)
+
+
+def _nobody(**_: object) -> None:
+    raise ConnectionError("Could not find any running Ray instance.")
+
+
+def test_no_jobs_need_no_cluster() -> None:
+    assert list(make_executor(print, address="127.0.0.1:1").train([], print)) == []
+
+
+def test_making_an_executor_imports_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys; from privshard.runtime import make_executor\n"
+        "for address in ('none', 'local'): make_executor(print, address=address).close()\n"
+        "assert not {'ray', 'torch', 'timm', 'opacus', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
