@@ -187,10 +187,15 @@ class PrivacySection(Section):
 
 
 class TrainingSection(Section):
-    """Optimization of one shard. Null means the method's documented default; all are public constants."""
+    """Optimization of one shard. Null means the method's documented default; all are public constants.
+
+    center: whether a (noisy) mean of the features is released first, to centre the head's input by.
+    """
 
     steps: Count | None = Field(default=None, description="a whole number, 1 or more, or null")
     sample_rate: float | None = Field(default=None, gt=0, le=1, description="a number above 0, at most 1, or null")
+    center: bool | None = Field(default=None, description="true, false or null")
+    optimizer: Literal["sgd", "adam"] | None = Field(default=None, description="sgd, adam or null")
     lr: float | None = Field(default=None, gt=0, description="a number above 0, or null")
     momentum: float | None = Field(default=None, ge=0, lt=1, description="a number from 0, below 1, or null")
     loss: Literal["cross_entropy", "square"] | None = Field(default=None, description="cross_entropy, square or null")

@@ -36,6 +36,22 @@ class Method(Protocol):
     batch_scale: int
     """How many examples' gradients need about the memory of encoding one image."""
 
+    radius: float | None
+    """A public bound on the norm of a feature, the head's input; None where the method can't be centred."""
+
+    def features(self, constants: Constants) -> Tensor:
+        """The head's input (B, D)."""
+        ...
+
+    def centered(self, mean_D: Tensor) -> Method:
+        """The same method in other coordinates: its displacements act on feature - mean in the head. Better
+        conditioned, since features share a large mean that the bias could as well carry."""
+        ...
+
+    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
+        """A displacement learnt by `centered(mean_D)`, in the coordinates of the base itself."""
+        ...
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name of the base -> shape of its displacement."""
         ...

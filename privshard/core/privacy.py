@@ -66,7 +66,9 @@ class MechanismPlan:
 
     Every field is a public constant. `expected_units` (L) is the normaliser, sample_rate times the nominal number
     of units of a shard, never the true one. `noise_multiplier` 0 means no differential privacy (epsilon None).
-    `events` is what one training releases about a unit: its steps, and a noisy count where one was taken.
+    `mean_releases` 1: before the first step, the noisy mean of the units' features is released with the same noise
+    multiplier, everyone included; training then centres the head's input by it. `events` is what one training
+    releases about a unit, `count_events` a noisy count where one was taken.
     """
 
     unit: Unit
@@ -77,6 +79,7 @@ class MechanismPlan:
     expected_units: float
     delta: float
     accountant: AccountantName
+    mean_releases: int = 0
     count_noise_multiplier: float | None = None
     adjacency: str = ADJACENCY
 
@@ -87,6 +90,8 @@ class MechanismPlan:
             raise InputError(f"training.steps: expected at least 1, got {self.steps}.")
         if math.isnan(self.noise_multiplier) or self.noise_multiplier < 0:
             raise InputError(f"noise_multiplier: expected 0 or more, got {self.noise_multiplier}.")
+        if self.mean_releases not in (0, 1):
+            raise InputError(f"mean_releases: expected 0 or 1, got {self.mean_releases}.")
         if not self.expected_units > 0:
             raise InputError(f"expected_units: expected a positive public constant, got {self.expected_units}.")
 
@@ -98,7 +103,8 @@ class MechanismPlan:
     @property
     def events(self) -> tuple[GaussianEvent, ...]:
         """What one training under this plan composes."""
-        return (GaussianEvent(self.noise_multiplier, self.sample_rate, self.steps),)
+        mean = (GaussianEvent(self.noise_multiplier, 1.0, 1),) * self.mean_releases
+        return (*mean, GaussianEvent(self.noise_multiplier, self.sample_rate, self.steps))
 
     @property
     def count_events(self) -> tuple[GaussianEvent, ...]:

@@ -18,7 +18,16 @@ from privshard.core.errors import InputError
 
 _LINEAR = (nn.Linear,)
 _NORM = (nn.LayerNorm,)
-_ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh, nn.ELU, timm_layers.QuickGELU, timm_layers.GELUTanh)
+_ACTIVATIONS = (
+    nn.GELU,
+    nn.ReLU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.ELU,
+    timm_layers.GELU,
+    timm_layers.GELUTanh,
+    timm_layers.QuickGELU,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +90,11 @@ class ViTView:
         """Whether the head reads the class token alone."""
         return self.model.global_pool == "token" and self.model.cls_token is not None
 
+    def to(self, device: str) -> ViTView:
+        """This view, with the model moved to `device` in place."""
+        self.model.to(device)
+        return self
+
     def tokens(self, images: Tensor, *, first_block: int) -> Tensor:
         """The tokens (B, N, D) that enter block `first_block`, from images (B, 3, H, W)."""
         model = self.model
@@ -133,7 +147,7 @@ def _view_block(name: str, block: nn.Module) -> BlockView:
     if type(block) is not Block:
         raise _unsupported(name, block, "a pre-norm timm Block")
     attn, mlp = block.attn, block.mlp
-    if type(attn) is not timm_layers.Attention or attn.gate is not None:
+    if type(attn) is not timm_layers.Attention or getattr(attn, "gate", None) is not None:
         raise _unsupported(f"{name}.attn", attn, "timm's plain softmax Attention without a gate")
     if type(mlp) is not timm_layers.Mlp:
         raise _unsupported(f"{name}.mlp", mlp, "timm's Mlp with an elementwise activation")
@@ -164,6 +178,8 @@ def _view_block(name: str, block: nn.Module) -> BlockView:
 def _required(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]):
     if not isinstance(module, kinds):
         raise _unsupported(path, module, " or ".join(kind.__name__ for kind in kinds))
+    if isinstance(module, nn.LayerNorm) and (module.weight is None or module.bias is None):
+        raise _unsupported(path, module, "LayerNorm with weight and bias", got="one without")
     return module
 
 
@@ -171,10 +187,10 @@ def _optional(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]):
     return None if isinstance(module, nn.Identity) else _required(path, module, kinds)
 
 
-def _unsupported(path: str, module: nn.Module, expected: str) -> InputError:
+def _unsupported(path: str, module: nn.Module, expected: str, *, got: str = "") -> InputError:
     return InputError(
-        f"{path}: expected {expected}, got {type(module).__name__}.",
-        remedy="This layer has no tangent rule yet; choose a model without it, or the method 'head'.",
+        f"{path}: expected {expected}, got {got or type(module).__name__}.",
+        remedy="This layer has no tangent rule yet; choose a model without it.",
     )
 
 

@@ -92,9 +92,12 @@ def calibrate_noise(
     accountant: AccountantName = "rdp",
     repetitions: int = 1,
     total_epsilon: float | None = None,
+    mean_releases: int = 0,
     extra: Sequence[GaussianEvent] = (),
 ) -> float:
     """The smallest noise multiplier with which one training and the `extra` events spend at most `epsilon`.
+
+    A training is `steps` steps and `mean_releases` releases of everyone's mean, all with that noise multiplier.
 
     With `total_epsilon`, `repetitions` trainings and the `extra` events, once, must also spend at most that. Precise
     to 1e-4 of itself and always on the safe side: what is returned was accounted and fits. BudgetError where no noise
@@ -107,7 +110,8 @@ def calibrate_noise(
         ratios = []
         for times, limit in demands:
             training = GaussianEvent(noise, sample_rate, steps * times)
-            ratios.append(_log_ratio(_spend((training, *extra), delta, name), limit))
+            means = GaussianEvent(noise, 1.0, mean_releases * times)
+            ratios.append(_log_ratio(_spend((training, means, *extra), delta, name), limit))
         return max(ratios)
 
     wanted = min(limit for _, limit in demands)
@@ -175,7 +179,7 @@ def _impossible(wanted: float, delta: float, accountant: AccountantName, extra: 
     )
 
 
-def _merged(events: Sequence[GaussianEvent]) -> tuple[GaussianEvent, ...]:
+def merged(events: Sequence[GaussianEvent]) -> tuple[GaussianEvent, ...]:
     """Equal mechanisms as one event with their steps added, in an order of their own."""
     steps: Counter[tuple[float, float]] = Counter()
     for event in events:
@@ -189,12 +193,12 @@ def _spend(events: Sequence[GaussianEvent], delta: float, accountant: Accountant
     """`epsilon`, for functions with an argument of that name."""
     if accountant not in ("rdp", "prv"):
         raise InputError(f"privacy.accountant: expected rdp or prv, got {accountant!r}.")
-    merged = _merged(events)
-    if not merged:
+    composed = merged(events)
+    if not composed:
         return 0.0
-    if any(event.noise_multiplier == 0 for event in merged):
+    if any(event.noise_multiplier == 0 for event in composed):
         return math.inf
-    return _composed(merged, delta, accountant)
+    return _composed(composed, delta, accountant)
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from privshard.core.errors import BudgetError, InputError, VerificationError
 from privshard.core.privacy import GaussianEvent, MechanismPlan
+from privshard.privacy.accounting import merged
+from privshard.privacy.mean import noisy_mean
 from privshard.privacy.stream import ChaChaStream
 
 
@@ -52,6 +54,8 @@ class PrivateOptimizer(DPOptimizer):
         self._named = {name: named_parameters[name] for name in sorted(named_parameters)}
         self._stream = stream
         self._accountant = RDPAccountant()
+        self._means = 0
+        self._steps = 0
         self.attach_step_hook(self._accountant.get_optimizer_hook_fn(plan.sample_rate))
         if {id(p) for p in self.params} != {id(p) for p in self._named.values()}:
             raise InputError(
@@ -84,8 +88,24 @@ class PrivateOptimizer(DPOptimizer):
         self.scale_grad()
         assert self.step_hook is not None
         self.step_hook(self)
+        self._steps += 1
         self.original_optimizer.step()
         self.zero_grad(set_to_none=True)
+
+    def release_mean(self, vector_UD: Tensor, *, radius: float) -> Tensor:
+        """The noisy mean of the units' vectors, float64 on the CPU: the plan's one `mean_releases`.
+
+        Each row is clipped to `radius` and joined with a constant, so sum and count are one Gaussian release of
+        sensitivity sqrt(radius^2 + (radius / 4)^2); see `privshard.privacy.mean`.
+        """
+        if self.plan.mean_releases <= self._means:
+            raise BudgetError(
+                f"The plan has {self.plan.mean_releases} release(s) of a mean and all were taken.",
+                remedy="Plan one before training starts.",
+            )
+        self._means += 1
+        self._accountant.step(noise_multiplier=self.plan.noise_multiplier, sample_rate=1.0)
+        return noisy_mean(vector_UD, radius=radius, noise_multiplier=self.plan.noise_multiplier, stream=self._stream)
 
     def add_noise(self) -> None:
         """Put summed gradient plus noise into every parameter's gradient, added in float64."""
@@ -104,7 +124,7 @@ class PrivateOptimizer(DPOptimizer):
 
     def check_complete(self) -> None:
         """VerificationError unless what ran is exactly what the plan was accounted for."""
-        if self.events != self.plan.events:
+        if merged(self.events) != merged(self.plan.events):
             raise VerificationError(
                 f"The training released {self.events}, but its plan was accounted as {self.plan.events}.",
                 remedy="Treat the attempt as spent and do not use its component.",
@@ -118,7 +138,7 @@ class PrivateOptimizer(DPOptimizer):
                 f"Noise, clipping norm and normaliser are {settings}, but the plan says {planned}.",
                 remedy="Make another plan: an optimizer can't change the one it was built from.",
             )
-        if sum(event.steps for event in self.events) >= self.plan.steps:
+        if self._steps >= self.plan.steps:
             raise BudgetError(
                 f"The plan has {self.plan.steps} step(s) and all were taken.",
                 remedy="Plan more steps before training starts.",

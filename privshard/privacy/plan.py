@@ -21,6 +21,7 @@ def make_plan(
     sample_rate: float,
     steps: int,
     nominal_units_per_shard: float,
+    mean_releases: int = 0,
     count_noise_multiplier: float | None = None,
 ) -> MechanismPlan:
     """The mechanism of one shard's training: the least noise that keeps `params`, everything else as given.
@@ -48,6 +49,7 @@ def make_plan(
             accountant=params.accountant,
             repetitions=1 + params.planned_retrains,
             total_epsilon=params.epsilon_limit,
+            mean_releases=mean_releases,
             extra=extra,
         )
         if params.delta * nominal_units_per_shard >= 1:
@@ -66,6 +68,7 @@ def make_plan(
         expected_units=sample_rate * nominal_units_per_shard,
         delta=params.delta,
         accountant=params.accountant,
+        mean_releases=mean_releases,
         count_noise_multiplier=count_noise_multiplier,
     )
 

@@ -49,6 +49,11 @@ def _mechanism(plan: MechanismPlan, num_shards: int) -> str:
         f"{plan.noise_multiplier * plan.max_grad_norm:.4g}, is divided by the public constant "
         f"{plan.expected_units:g}."
     )
+    if plan.mean_releases:
+        text += (
+            f" Before the first step the mean of all {plan.unit}s' features is released once, by the same mechanism "
+            "with everyone included; that is accounted with the steps."
+        )
     if plan.count_noise_multiplier is not None:
         text += (
             f" The number of {plan.unit}s was released once, with Gaussian noise of standard deviation "

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from privshard.core.displacement import Space
 from privshard.core.method import Constants
 from privshard.models.vit import ViTView
+from privshard.tangent.center import feature_radius, uncenter_head
 from privshard.tangent.dual import Dual, StoredDelta
 from privshard.tangent.linearize import parameter_shapes
 from privshard.tangent.places import Direct, Outer, Places
@@ -28,9 +29,26 @@ class BlockEngine:
     space: Space = "tangent"
     batch_scale = 1
 
-    def __init__(self, view: ViTView, *, first_block: int) -> None:
+    def __init__(self, view: ViTView, *, first_block: int, center_D: Tensor | float = 0.0) -> None:
         self._view = view
         self._first = first_block
+        self._center_D = center_D
+        self.radius = feature_radius(view)
+
+    @torch.no_grad()
+    def features(self, constants: Constants) -> Tensor:
+        """The head's input (B, D)."""
+        tape = _Record()
+        Dual([], tape=tape).tail(self._view, constants["tokens"], first_block=self._first)
+        return next(factor for name, _, factor, _ in tape.seen if name == "head")
+
+    def centered(self, mean_D: Tensor) -> BlockEngine:
+        """This method, with the head's input centred by `mean_D`."""
+        return BlockEngine(self._view, first_block=self._first, center_D=mean_D.to(self._view.head.weight))
+
+    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
+        """Back to the coordinates of the base."""
+        return uncenter_head(displacement, mean_D)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape."""
@@ -44,7 +62,8 @@ class BlockEngine:
     @torch.no_grad()
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """f(x; w0) + J(x) D, (B, C)."""
-        out = Dual([StoredDelta(displacement)]).tail(self._view, constants["tokens"], first_block=self._first)
+        delta = StoredDelta(displacement, head_center_D=self._center_D)
+        out = Dual([delta]).tail(self._view, constants["tokens"], first_block=self._first)
         assert out.dxs[0] is not None
         return out.x + out.dxs[0]
 
@@ -55,7 +74,10 @@ class BlockEngine:
         with torch.enable_grad():
             out = Dual([], tape=tape).tail(self._view, tokens, first_block=self._first)
             backs = torch.autograd.grad(out.x, [seen[3] for seen in tape.seen], grad_outputs=cotangent_BC)
-        return Places([place for seen, back in zip(tape.seen, backs, strict=True) for place in _places(*seen[:3], back)])
+        found: list[Outer | Direct] = []
+        for (name, module, factor, _), back in zip(tape.seen, backs, strict=True):
+            found += _places(name, module, factor - self._center_D if name == "head" else factor, back)
+        return Places(found)
 
 
 class _Record:

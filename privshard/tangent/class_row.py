@@ -20,6 +20,7 @@ from privshard.core.displacement import Space
 from privshard.core.method import Constants
 from privshard.models.vit import BlockView, ViTView
 from privshard.tangent import rules
+from privshard.tangent.center import feature_radius, uncenter_head
 from privshard.tangent.linearize import parameter_shapes
 from privshard.tangent.places import Direct, Outer, Places
 
@@ -38,10 +39,24 @@ class ClassRowEngine:
     space: Space = "tangent"
     batch_scale = 8
 
-    def __init__(self, view: ViTView) -> None:
+    def __init__(self, view: ViTView, *, center_D: Tensor | float = 0.0) -> None:
         self._view = view
         self._block = view.blocks[-1]
         self._frozen = _Frozen.of(view)
+        self._center_D = center_D
+        self.radius = feature_radius(view)
+
+    def features(self, constants: Constants) -> Tensor:
+        """The head's input (B, D)."""
+        return self._frozen.g3 * constants["n3"] + self._frozen.c3
+
+    def centered(self, mean_D: Tensor) -> ClassRowEngine:
+        """This method, with the head's input centred by `mean_D`."""
+        return ClassRowEngine(self._view, center_D=mean_D.to(self._frozen.g3))
+
+    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
+        """Back to the coordinates of the base."""
+        return uncenter_head(displacement, mean_D)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape."""
@@ -96,7 +111,9 @@ class ClassRowEngine:
         dx_BD = dx_BD + (dz_BD if w.ls2 is None else dz_BD * w.ls2 + d.scale("ls2") * c["z2"])
         dy_BD = w.g3 * rules.normalize_tangent(c["n3"], c["rstd3"], dx_BD)
         dy_BD = dy_BD + c["n3"] * displacement["norm.weight"] + displacement["norm.bias"]
-        dlogits = dy_BD @ self._view.head.weight.mT + (w.g3 * c["n3"] + w.c3) @ displacement["head.weight"].mT
+        dlogits = (
+            dy_BD @ self._view.head.weight.mT + (self.features(c) - self._center_D) @ displacement["head.weight"].mT
+        )
         return c["logits"] + (dlogits + displacement["head.bias"] if "head.bias" in displacement else dlogits)
 
     @torch.no_grad()
@@ -104,7 +121,7 @@ class ClassRowEngine:
         """J(x)^T r as one outer product a weight (a head); it doesn't depend on the displacement."""
         c, w, block, view = constants, self._frozen, self._block, self._view
         found = _Collector(block)
-        found.linear("head", view.head, cotangent_BC, w.g3 * c["n3"] + w.c3, inside=False)
+        found.linear("head", view.head, cotangent_BC, self.features(c) - self._center_D, inside=False)
         b_BD = cotangent_BC @ view.head.weight
         found.norm("norm", b_BD, c["n3"], inside=False)
         cot_BD = rules.normalize_tangent(c["n3"], c["rstd3"], b_BD * w.g3)

@@ -34,11 +34,14 @@ class Delta(Protocol):
 
 @dataclass(frozen=True)
 class StoredDelta:
-    """A displacement held as named tensors; parameters that it doesn't name stay where they are."""
+    """A displacement held as named tensors. Its head acts on the feature minus `head_center_D`."""
 
     tensors: Mapping[str, Tensor]
+    head_center_D: Tensor | float = 0.0
 
     def linear(self, name: str, x: Tensor) -> Tensor:
+        if name == "head":
+            x = x - self.head_center_D
         return self._affine(x @ self.tensors[f"{name}.weight"].to(x.dtype).mT, name, x.dtype)
 
     def norm(self, name: str, x: Tensor, n: Tensor) -> Tensor:
@@ -148,8 +151,7 @@ class Dual:
     def _tangents(self, at: Stream, carry, own) -> tuple[Tensor, ...]:
         """Each delta's own contribution plus the incoming tangent, carried through the frozen layer."""
         return tuple(
-            own(delta) if dx is None else carry(dx) + own(delta)
-            for delta, dx in zip(self._deltas, at.dxs, strict=True)
+            own(delta) if dx is None else carry(dx) + own(delta) for delta, dx in zip(self._deltas, at.dxs, strict=True)
         )
 
 

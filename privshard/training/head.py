@@ -13,6 +13,7 @@ from torch import Tensor
 from privshard.core.displacement import Space
 from privshard.core.method import Constants
 from privshard.models.vit import ViTView
+from privshard.tangent.center import feature_radius, uncenter_head
 from privshard.tangent.places import Direct, Outer, Places
 
 
@@ -24,8 +25,22 @@ class HeadMethod:
     space: Space = "tangent"
     batch_scale = 64
 
-    def __init__(self, view: ViTView) -> None:
+    def __init__(self, view: ViTView, *, center_D: Tensor | float = 0.0) -> None:
         self._view = view
+        self._center_D = center_D
+        self.radius = feature_radius(view)
+
+    def features(self, constants: Constants) -> Tensor:
+        """The head's input (B, D)."""
+        return constants["feature"]
+
+    def centered(self, mean_D: Tensor) -> HeadMethod:
+        """This method, with the head's input centred by `mean_D`."""
+        return HeadMethod(self._view, center_D=mean_D.to(self._view.head.weight))
+
+    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
+        """Back to the coordinates of the base."""
+        return uncenter_head(displacement, mean_D)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """head.weight (C, D) and head.bias (C,)."""
@@ -40,10 +55,11 @@ class HeadMethod:
     @torch.no_grad()
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """f0 + dW feature + db, (B, C)."""
-        out = constants["logits"] + constants["feature"] @ displacement["head.weight"].mT
+        out = constants["logits"] + (constants["feature"] - self._center_D) @ displacement["head.weight"].mT
         return out + displacement["head.bias"] if "head.bias" in displacement else out
 
     def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Places:
         """outer(cotangent, feature), and the cotangent itself."""
-        weight = Outer("head.weight", cotangent_BC[:, None, None], constants["feature"][:, None, None])
+        feature_BD = constants["feature"] - self._center_D
+        weight = Outer("head.weight", cotangent_BC[:, None, None], feature_BD[:, None, None])
         return Places([weight] if self._view.head.bias is None else [weight, Direct("head.bias", cotangent_BC)])

@@ -56,7 +56,8 @@ def train_shard(
 ) -> Trained:
     """Learn one displacement under `plan`, from zero.
 
-    Per step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
+    Where the plan has one, the noisy mean of the units' features comes first and centres the head's input. Then per
+    step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
     number of units, step the optimizer. The component is the average of the last iterates. An empty batch is a step,
     and an empty shard (constants None) trains on pure noise: that it is empty stays private.
 
@@ -79,7 +80,11 @@ def train_shard(
         stream=ChaChaStream(derive_key(root_key, "noise"), purpose="noise"),
     )
     sampler = PoissonSampler(derive_key(root_key, "sampling"), sample_rate=plan.sample_rate, steps=plan.steps)
-    mean = _TailMean(parameters, first=min(int(params.average_from * plan.steps), plan.steps - 1))
+    center_D = None
+    if plan.mean_releases and method.radius is not None:
+        center_D = optimizer.release_mean(_unit_features(method, constants, units, max_rows), radius=method.radius)
+        method = method.centered(center_D)
+    tail = _TailMean(parameters, first=min(int(params.average_from * plan.steps), plan.steps - 1))
     for step, taken in enumerate(sampler.batches(units.ids)):
         sums = None
         if constants is not None:
@@ -95,10 +100,24 @@ def train_shard(
                 max_rows=max_rows,
             )
         optimizer.release(sums)
-        mean.add(step)
+        tail.add(step)
         on_step(step + 1, plan.steps)
     optimizer.check_complete()
-    return Trained(mean.value(), time.perf_counter() - started)
+    tensors = tail.value() if center_D is None else method.uncentered(tail.value(), center_D)
+    return Trained(tensors, time.perf_counter() - started)
+
+
+def _unit_features(method: Method, constants: Constants | None, units: Units, max_rows: int) -> Tensor:
+    """For each unit the mean feature of its examples, (U, D), on the CPU."""
+    if constants is None:
+        return torch.zeros(0, method.shapes()["head.weight"][1])
+    num = len(next(iter(constants.values())))
+    parts = [
+        method.features({name: tensor[start : start + max_rows] for name, tensor in constants.items()})
+        for start in range(0, num, max_rows)
+    ]
+    feature_BD = torch.cat(parts).double().cpu()
+    return torch.stack([feature_BD[torch.from_numpy(rows)].mean(0) for rows in units.members])
 
 
 def _optimizer(params: TrainingParams, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,0 +1,36 @@
+"""What the command and Python programs call. Everything is imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from privshard.api.reading import budget as budget
+    from privshard.api.reading import evaluate as evaluate
+    from privshard.api.reading import import_folder as import_folder
+    from privshard.api.reading import influence as influence
+    from privshard.api.reading import predict as predict
+    from privshard.api.reading import verify as verify
+    from privshard.api.recipe import Recipe as Recipe
+    from privshard.api.removal import forget as forget
+    from privshard.api.training import plan_training as plan_training
+    from privshard.api.training import train as train
+    from privshard.store.workspace import Workspace as Workspace
+
+_HOMES = {
+    **dict.fromkeys(("budget", "evaluate", "import_folder", "influence", "predict", "verify"), "privshard.api.reading"),
+    "Recipe": "privshard.api.recipe",
+    "Workspace": "privshard.store.workspace",
+    "forget": "privshard.api.removal",
+    "plan_training": "privshard.api.training",
+    "train": "privshard.api.training",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'privshard.api' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

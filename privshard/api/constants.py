@@ -1,0 +1,110 @@
+"""Public constants of a training: classes, nominal numbers and the defaults of each method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from privshard.api.recipe import Recipe
+from privshard.core.errors import InputError
+from privshard.core.jobs import TrainingParams
+
+COUNT_NOISE_MULTIPLIER = 20.0
+"""Noise on the count that is taken where a recipe gives no nominal number: it costs about epsilon 0.25 at 1e-5."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Documented defaults of one method: how many steps, how many units a step, and the optimizer."""
+
+    steps: int
+    sample_rate: float
+    params: TrainingParams
+    center: bool = True
+
+
+_DEFAULTS: dict[tuple[str, bool], Optimization] = {
+    ("tangent", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
+    ("head", True): Optimization(60, 1.0, TrainingParams(lr=1.0, momentum=0.9, average_from=0.5)),
+    ("tangent", False): Optimization(200, 0.5, TrainingParams(lr=1e-3, optimizer="adam", average_from=0.5)),
+    ("head", False): Optimization(200, 0.5, TrainingParams(lr=1e-2, optimizer="adam", average_from=0.5)),
+}
+"""(method, private) -> defaults, chosen on train splits. Under differential privacy every unit takes part in every
+step: with a cached base that is cheap, and it gives the most signal for a given epsilon."""
+
+
+def optimization(recipe: Recipe) -> Optimization:
+    """The recipe's training section with the method's defaults filled in."""
+    default = _DEFAULTS[(recipe.method.name, recipe.private)]
+    given = {key: value for key, value in recipe.training.model_dump().items() if value is not None}
+    mine = {key: given.pop(key, getattr(default, key)) for key in ("steps", "sample_rate", "center")}
+    return Optimization(params=TrainingParams(**{**vars(default.params), **given}), **mine)
+
+
+def public_classes(recipe: Recipe) -> tuple[str, ...] | None:
+    """The classes by the recipe, the embedded example, or the file's public metadata; None where nobody names them."""
+    if recipe.data.path is None:
+        from privshard.data.example import EXAMPLE_CLASSES
+
+        return EXAMPLE_CLASSES
+    if recipe.data.classes is not None:
+        return recipe.data.classes
+    from privshard.data.reader import read_public_classes
+
+    return read_public_classes(recipe.data.path, label=recipe.data.label)
+
+
+def classes_of(recipe: Recipe, labels: Callable[[], set[str]]) -> tuple[str, ...]:
+    """The classes that the model tells apart.
+
+    Under differential privacy they must be public: InputError where nobody names them. Without it they may be read
+    from the rows (`labels`), sorted.
+    """
+    named = public_classes(recipe)
+    if named is not None:
+        return named
+    if recipe.private:
+        raise InputError(
+            "data.classes: expected the list of classes, since under differential privacy it may not be read from "
+            "private rows; got none, and the file declares none in its public metadata.",
+            remedy="List them in data.classes, or set privacy.epsilon to null.",
+        )
+    return tuple(sorted(labels(), key=lambda name: (len(name), name) if name.isdigit() else (1 << 30, name)))
+
+
+def nominal_units(recipe: Recipe) -> int | None:
+    """The public number of units of privacy among the training rows; None where it has to be counted with noise."""
+    by_subject = recipe.privacy.unit == "subject"
+    if recipe.data.path is None:
+        from privshard.data import example
+
+        return example.EXAMPLE_NOMINAL_SUBJECTS if by_subject else example.EXAMPLE_NOMINAL_EXAMPLES
+    return recipe.data.nominal_subjects if by_subject else recipe.data.nominal_examples
+
+
+def warn_about_size(recipe: Recipe, nominal: float) -> None:
+    """Warn where most shards will be empty."""
+    if recipe.shards > nominal:
+        warnings.warn(
+            f"shards: {recipe.shards} for {nominal:g} {recipe.privacy.unit}s: most shards will be empty, and an empty "
+            "shard trains on noise alone. Use fewer.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def source_rows(recipe: Recipe) -> Any:
+    """The recipe's rows, streamed; columns are checked before the first one."""
+    if recipe.data.path is None:
+        from privshard.data.example import example_rows
+
+        return example_rows()
+    from privshard.data.reader import read_rows
+    from privshard.data.schema import Columns
+
+    data = recipe.data
+    columns = Columns(image=data.image, label=data.label, subject=data.subject, split=data.split)
+    required = frozenset(role for role in data.explicit_columns if role in ("subject", "split"))
+    return read_rows(data.path, columns=columns, required=required)

@@ -1,0 +1,179 @@
+"""Commands that change nothing but reports: budget, influence, evaluate, predict, verify, and the importer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from privshard.api import evaluation, facts
+from privshard.api.setup import Setup, flags_of, stored_recipe
+from privshard.core.errors import InputError
+from privshard.core.jobs import OnProgress
+from privshard.store.views import ModelVersion
+from privshard.store.workspace import Workspace
+
+
+def budget(workspace: str) -> dict[str, Any]:
+    """What every shard has spent, its limit, and how many releases that was. The contract's `budget` object."""
+    with Workspace.open(workspace) as ws:
+        setup = Setup.load(ws)
+        releases = dict.fromkeys(range(setup.num_shards), 0)
+        for run in ws.ledger.reservations():
+            releases[run.shard] += run.state != "voided"
+        spends = facts.shard_spends(ws, setup)
+        return {
+            "unit": setup.plan.unit,
+            "delta": setup.plan.delta,
+            "shards": [
+                {
+                    "shard": shard,
+                    "epsilon_spent": spends[shard].epsilon,
+                    "epsilon_limit": setup.limit,
+                    "releases": releases[shard],
+                }
+                for shard in range(setup.num_shards)
+            ],
+            "statement": facts.privacy_report(ws, setup)["statement"],
+        }
+
+
+def evaluate(workspace: str, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Metrics of the current model on the held-out rows, from cached logits where they are there."""
+    with Workspace.open(workspace) as ws:
+        setup, model = Setup.load(ws), current_model(ws)
+        cache = _cache(ws, setup, model, on_progress)
+        metrics = evaluation.measure(cache, model.composition, setup.classes)
+        return {"model": facts.version_name(model.version), "metrics": metrics, "note": evaluation.NOTE}
+
+
+def influence(workspace: str, *, html: str | None = None, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """What each component does to weights, logits, accuracy and classes. The contract's `influence` object.
+
+    html: a file to write the same report to, for people.
+    """
+    import numpy as np
+
+    from privshard.influence.evidence import Evidence
+    from privshard.influence.geometry import component_geometry
+    from privshard.influence.report import influence_report
+
+    with Workspace.open(workspace) as ws:
+        setup, model = Setup.load(ws), current_model(ws)
+        cache = _cache(ws, setup, model, on_progress)
+        weights = model.composition.weights
+        if not weights:
+            raise InputError("influence: the current model has no component left.", remedy="Retrain a shard first.")
+        evidence = Evidence(
+            base_logits_BC=cache.base_logits_BC,
+            component_logits={name: cache.component_logits[name] for name in weights},
+            weights=weights,
+            labels_B=cache.labels_B,
+            classes=setup.classes,
+        )
+        paths = {name: ws.objects.local_path(ws.component_path(name)) for name in weights}
+        shards = {name: ws.load_record(name).shard for name in weights}
+        report = influence_report(evidence, component_geometry(paths), shards=shards, rng=np.random.default_rng(0))
+        report = {"model": facts.version_name(model.version), **report}
+        if html is not None:
+            from privshard.report.html import write_page
+            from privshard.report.influence_page import influence_page
+
+            write_page(Path(html), influence_page(report, statement=facts.privacy_report(ws, setup)["statement"]))
+            report["html"] = str(html)
+        return report
+
+
+def predict(workspace: str, images: Sequence[str]) -> dict[str, Any]:
+    """Classify image files with the current model: label, probability, and the probability of every class."""
+    contents = [_read_image(path) for path in images]
+    with Workspace.open(workspace) as ws:
+        setup, model = Setup.load(ws), current_model(ws)
+        import torch
+
+        from privshard.api import worker
+        from privshard.api.methods import make_method
+        from privshard.composition.average import average
+        from privshard.data.images import image_batches
+
+        flags = flags_of(stored_recipe(ws))
+        device = worker.pick_device(flags)
+        base = worker.open_base(setup.base, None, digest=setup.base_digest)
+        method = make_method(setup.method, base.view.to(device))
+        paths = {name: ws.objects.local_path(ws.component_path(name)) for name in model.composition.weights}
+        moved = average(paths, model.composition.weights)
+        displacement = {
+            name: torch.from_numpy(moved[name]).to(device) if moved else torch.zeros(shape, device=device)
+            for name, shape in method.shapes().items()
+        }
+        found = []
+        for batch in image_batches(contents, transform=base.transform, batch_size=flags.micro_batch):
+            logits = method.logits(method.encode(batch.to(device)), displacement)
+            found += torch.softmax(logits.double(), dim=1).tolist()
+    predictions = []
+    for path, row in zip(images, found, strict=True):
+        best = max(range(len(row)), key=row.__getitem__)
+        probabilities = dict(zip(setup.classes, row, strict=True))
+        predictions.append(
+            {"image": str(path), "label": setup.classes[best], "probability": row[best], "probabilities": probabilities}
+        )
+    return {"model": facts.version_name(model.version), "predictions": predictions}
+
+
+def verify(workspace: str) -> dict[str, Any]:
+    """Whether everything stored says what it should; every check with what was found."""
+    from privshard.unlearning.verify import checks
+
+    with Workspace.open(workspace) as ws:
+        setup = Setup.load(ws)
+        found = checks(ws, num_shards=setup.num_shards, classes=setup.classes)
+    return {
+        "ok": all(check.ok for check in found),
+        "checks": [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in found],
+    }
+
+
+def import_folder(
+    folder: str, *, out: str, subject_from: str | None = None, split_from: str | None = None
+) -> dict[str, Any]:
+    """Turn class folders of images into the Parquet file that a recipe names."""
+    from privshard.data import importer
+
+    report = importer.import_folder(folder, out=out, subject_from=subject_from, split_from=split_from)
+    return {
+        "out": str(out),
+        "num_rows": report.num_rows,
+        "num_subjects": report.num_subjects,
+        "classes": list(report.classes),
+        "skipped": [str(name) for name in report.skipped],
+    }
+
+
+def current_model(ws: Workspace) -> ModelVersion:
+    """The workspace's current model version, or InputError."""
+    model = ws.ledger.current_model()
+    if model is None:
+        raise InputError(
+            f"Workspace {ws.root}: its training is not finished, so it has no model yet.",
+            remedy=f"Finish it: privshard train --workspace {ws.root}",
+        )
+    return model
+
+
+def _cache(ws: Workspace, setup: Setup, model: ModelVersion, on_progress: OnProgress | None) -> Any:
+    """Cached held-out logits of the model's components; missing ones are computed."""
+    return evaluation.refresh(
+        ws,
+        setup,
+        components=list(model.composition.components),
+        flags=flags_of(stored_recipe(ws)),
+        base_state=None,
+        on_progress=on_progress or (lambda _: None),
+    )
+
+
+def _read_image(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"image: expected a readable file, got {path} ({error.strerror}).") from error

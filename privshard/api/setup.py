@@ -1,0 +1,160 @@
+"""What a workspace was set up with: kept as facts in its ledger, so that every later command uses the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from privshard.api import constants
+from privshard.api.recipe import Recipe
+from privshard.core.errors import InputError
+from privshard.core.execution import ExecutionFlags
+from privshard.core.jobs import MethodSpec, TrainingParams
+from privshard.core.model import BaseSpec
+from privshard.core.partition import Partition
+from privshard.core.privacy import MechanismPlan, PrivacySpend
+from privshard.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from privshard.models.base import Base
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that decides how shards of one workspace are trained; all of it is public.
+
+    spends: cumulative epsilon of a shard after 1, 2, … trainings, up to the limit (None entries: no differential
+    privacy). limit: the most epsilon a shard may ever spend.
+    """
+
+    recipe_digest: str
+    classes: tuple[str, ...]
+    base: BaseSpec
+    base_digest: str
+    method: MethodSpec
+    training: TrainingParams
+    plan: MechanismPlan
+    limit: float | None
+    spends: tuple[float | None, ...]
+    num_shards: int
+
+    def spend(self, trainings: int) -> PrivacySpend:
+        """What a shard has spent after that many trainings."""
+        if trainings == 0:
+            return self._spend(0.0)
+        if trainings <= len(self.spends):
+            return self._spend(self.spends[trainings - 1])
+        from privshard.privacy.plan import spend_of
+
+        return spend_of([self.plan] * trainings)
+
+    def _spend(self, epsilon: float | None) -> PrivacySpend:
+        return PrivacySpend(epsilon, self.plan.delta, self.plan.unit, self.plan.accountant)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form, kept in the ledger."""
+        return {**asdict(self), "base": self.base.to_json(), "classes": list(self.classes)}
+
+    @staticmethod
+    def load(workspace: Workspace) -> Setup:
+        """The workspace's setup; InputError where its training has not come that far."""
+        value = workspace.ledger.get("setup")
+        if value is None:
+            raise InputError(
+                f"Workspace {workspace.root}: its first training stopped before it was set up.",
+                remedy=f"Run it again: privshard train --workspace {workspace.root}",
+            )
+        return Setup(
+            **{
+                **value,
+                "classes": tuple(value["classes"]),
+                "base": BaseSpec(**value["base"]),
+                "method": MethodSpec(**value["method"]),
+                "training": TrainingParams(**value["training"]),
+                "plan": MechanismPlan(**value["plan"]),
+                "spends": tuple(value["spends"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A setup before it is kept, with the base that it was computed on."""
+
+    setup: Setup
+    base: Base
+
+
+def base_spec(recipe: Recipe, num_classes: int) -> BaseSpec:
+    """The recipe's base section as the noun of core."""
+    section = recipe.base
+    return BaseSpec(
+        model=section.model or "privshard_vit_32",
+        num_classes=num_classes,
+        weights=section.weights,
+        args=section.args,
+        head_seed=section.head_seed,
+        head_std=section.head_std,
+    )
+
+
+def make_setup(
+    recipe: Recipe, *, classes: tuple[str, ...], nominal: float, count_noise_multiplier: float | None
+) -> Planned:
+    """Calibrate the mechanism and load the base; nothing is written. Raises before any private row is used."""
+    from privshard.api.methods import make_method
+    from privshard.models.base import load_base
+    from privshard.privacy.accounting import epsilon as epsilon_of
+    from privshard.privacy.budget import epsilon_limit
+    from privshard.privacy.plan import history_events, make_plan
+
+    constants.warn_about_size(recipe, nominal)
+    chosen = constants.optimization(recipe)
+    params = recipe.privacy_params()
+    base = load_base(base_spec(recipe, len(classes)))
+    method = make_method(recipe.method_spec(), base.view)
+    plan = make_plan(
+        params,
+        sample_rate=chosen.sample_rate,
+        steps=chosen.steps,
+        nominal_units_per_shard=nominal / recipe.shards,
+        mean_releases=int(chosen.center and method.radius is not None),
+        count_noise_multiplier=count_noise_multiplier,
+    )
+    limit = epsilon_limit(params, plan)
+    spends: list[float | None] = [None]
+    if plan.private:
+        spends = [
+            epsilon_of(history_events([plan] * times), delta=plan.delta, accountant=plan.accountant)
+            for times in range(1, params.planned_retrains + 2)
+        ]
+    setup = Setup(
+        recipe_digest=recipe.digest,
+        classes=classes,
+        base=base.spec,
+        base_digest=base.digest,
+        method=recipe.method_spec(),
+        training=chosen.params,
+        plan=plan,
+        limit=limit,
+        spends=tuple(spends),
+        num_shards=recipe.shards,
+    )
+    return Planned(setup, base)
+
+
+def partition_of(workspace: Workspace, num_shards: int) -> Partition:
+    """The workspace's partition: its key was drawn before any data was seen."""
+    return Partition(workspace.secrets.partition_key, num_shards)
+
+
+def flags_of(recipe: Recipe) -> ExecutionFlags:
+    """Speed settings of one worker."""
+    return recipe.flags()
+
+
+def stored_recipe(workspace: Workspace) -> Recipe:
+    """The recipe that the workspace was made with."""
+    from privshard.api.recipe_yaml import parse_yaml
+
+    return Recipe(**parse_yaml(str(workspace.ledger.get("recipe_yaml")), source=f"{workspace.root}/recipe.yaml"))

@@ -1,0 +1,158 @@
+"""What runs on a worker: one shard from its rows to its component, and the encoding of held-out rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from privshard.api.methods import make_method
+from privshard.core.errors import ResourceError, VerificationError
+from privshard.core.execution import ExecutionFlags
+from privshard.core.jobs import MethodSpec, OnProgress, Progress, ShardJob, ShardResult
+from privshard.core.method import Constants, Method
+from privshard.core.model import BaseSpec
+from privshard.data.images import image_batches
+from privshard.data.shards import ShardRows, read_partition
+from privshard.models.base import Base, load_base
+from privshard.privacy.stream import fresh_key, insecure_key
+from privshard.store.layout import shard_dir
+from privshard.store.objects import ObjectStore
+from privshard.training.shard import encode, train_shard
+
+
+def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progress: OnProgress) -> ShardResult:
+    """Train one shard's component: the same function in this process and in a Ray actor.
+
+    The base's digest is checked before any private row is read. Nothing leaves but the result.
+    """
+    base = open_base(job.base, base_state, digest=job.base_digest)
+    rows = read_partition(ObjectStore(job.workspace), shard_dir(job.shard))
+    device = pick_device(job.flags)
+    method = make_method(job.method, base.view.to(device))
+
+    def tell(stage: str, total: int) -> Callable[[int], None]:
+        return lambda done: on_progress(Progress(job.run_id, job.shard, stage, done, total))
+
+    started = time.perf_counter()
+    constants = encode_rows(method, base, rows, flags=job.flags, device=device, on_rows=tell("encode", len(rows)))
+    encode_s = time.perf_counter() - started
+    index = {name: position for position, name in enumerate(job.classes)}
+    step = tell("train", job.plan.steps)
+    trained = train_shard(
+        method,
+        constants,
+        labels_B=torch.tensor([index[label] for label in rows.labels], dtype=torch.long, device=device),
+        unit_of_row=rows.ids if job.plan.unit == "example" else rows.subjects,
+        plan=job.plan,
+        params=job.training,
+        root_key=_root_key(job),
+        max_rows=job.flags.micro_batch * method.batch_scale,
+        on_step=lambda done, total: step(done),
+    )
+    return ShardResult(
+        run_id=job.run_id,
+        shard=job.shard,
+        attempt=job.attempt,
+        tensors={name: tensor.numpy() for name, tensor in trained.tensors.items()},
+        space=method.space,
+        example_ids=rows.ids,
+        num_units=len(set(rows.ids if job.plan.unit == "example" else rows.subjects)),
+        timing_s={"encode": encode_s, "train": trained.train_s},
+    )
+
+
+def encode_eval(
+    workspace: str,
+    directory: str,
+    *,
+    spec: BaseSpec,
+    digest: str,
+    method: MethodSpec,
+    flags: ExecutionFlags,
+    base_state: Mapping[str, np.ndarray] | None,
+    on_progress: OnProgress = lambda _: None,
+) -> tuple[ShardRows, dict[str, np.ndarray]]:
+    """The held-out rows, and what the base computes once for them."""
+    base = open_base(spec, base_state, digest=digest)
+    rows = read_partition(ObjectStore(workspace), directory)
+    device = pick_device(flags)
+    constants = encode_rows(
+        make_method(method, base.view.to(device)),
+        base,
+        rows,
+        flags=flags,
+        device=device,
+        on_rows=lambda done: on_progress(Progress("evaluate", None, "evaluate", done, len(rows))),
+    )
+    return rows, {name: tensor.cpu().numpy() for name, tensor in (constants or {}).items()}
+
+
+def encode_rows(
+    method: Method,
+    base: Base,
+    rows: ShardRows,
+    *,
+    flags: ExecutionFlags,
+    device: str,
+    on_rows: Callable[[int], None],
+) -> Constants | None:
+    """Decode, transform and encode rows in batches of `flags.micro_batch`."""
+    done = 0
+
+    def count(num_rows: int) -> None:
+        nonlocal done
+        done += num_rows
+        on_rows(done)
+
+    batches = image_batches(
+        rows.images, transform=base.transform, batch_size=flags.micro_batch, num_workers=flags.threads
+    )
+    return encode(method, batches, device=device, dtype=getattr(torch, flags.dtype), on_batch=count)
+
+
+def component_logits(
+    method: Method, constants: Constants, displacements: Sequence[Mapping[str, torch.Tensor]], *, batch: int
+) -> list[np.ndarray]:
+    """For each displacement, the logits (B, C) of the base moved by it alone, from encoded rows."""
+    num = len(next(iter(constants.values())))
+    out: list[list[np.ndarray]] = [[] for _ in displacements]
+    for start in range(0, num, batch):
+        part = {name: tensor[start : start + batch] for name, tensor in constants.items()}
+        for logits, displacement in zip(out, displacements, strict=True):
+            logits.append(method.logits(part, displacement).cpu().numpy())
+    return [np.concatenate(parts) for parts in out]
+
+
+def open_base(spec: BaseSpec, state: Mapping[str, np.ndarray] | None, *, digest: str | None) -> Base:
+    """The base, checked against the digest that components were, or will be, learnt on."""
+    base = load_base(spec, state=state)
+    if digest is not None and base.digest != digest:
+        raise VerificationError(
+            f"Base {spec.model}: expected digest {digest[:16]}…, got {base.digest[:16]}….",
+            remedy="The weights, the starting head or timm's transform changed; restore what the workspace was made "
+            "with.",
+        )
+    return base
+
+
+def pick_device(flags: ExecutionFlags) -> str:
+    """The torch device that `flags.device` means here."""
+    device = flags.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError(
+            f"execution.device: expected a CUDA GPU for {device!r}, found none.",
+            remedy="Set execution.device to cpu or auto.",
+        )
+    return device
+
+
+def _root_key(job: ShardJob) -> bytes:
+    """Fresh entropy, or in tests a function of (seed, shard, attempt)."""
+    if job.insecure_seed is None:
+        return fresh_key()
+    return insecure_key(job.insecure_seed, shard=job.shard, attempt=job.attempt)
