@@ -32,15 +32,15 @@ def refresh(
     """The cache with the logits of exactly `components`; only what is missing is computed, and it is saved."""
     cache = eval_cache.load(workspace)
     if cache is not None:
-        for gone in set(cache.components) - set(components):
+        for gone in set(cache.component_logits) - set(components):
             cache = cache.without_component(gone)
-        missing = [name for name in components if name not in cache.components]
+        missing = [name for name in components if name not in cache.component_logits]
         if not missing:
             return cache
     rows_cache, logits = _compute(
         workspace,
         setup,
-        components=components if cache is None else [n for n in components if n not in cache.components],
+        components=components if cache is None else [n for n in components if n not in cache.component_logits],
         flags=flags,
         base_state=base_state,
         on_progress=on_progress,
@@ -77,7 +77,7 @@ def _compute(
     device = worker.pick_device(flags)
     base = worker.open_base(setup.base, base_state, digest=setup.base_digest)
     method = make_method(setup.method, base.view.to(device))
-    arrays = eval_cache.load_constants(workspace, rows.ids, setup.base_digest)
+    arrays = eval_cache.load_constants(workspace, ids=rows.ids, base_digest=setup.base_digest)
     if arrays is None:
         _, arrays = worker.encode_eval(
             workspace.root,
@@ -89,7 +89,7 @@ def _compute(
             base_state=base_state,
             on_progress=on_progress,
         )
-        eval_cache.save_constants(workspace, rows.ids, arrays, setup.base_digest)
+        eval_cache.save_constants(workspace, ids=rows.ids, arrays=arrays, base_digest=setup.base_digest)
     index = {name: position for position, name in enumerate(setup.classes)}
     labels_B = np.array([index[label] for label in rows.labels], dtype=np.int64)
     empty = np.zeros((0, len(setup.classes)), dtype=np.float32)

@@ -65,7 +65,7 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
         if not weights:
             raise InputError("influence: the current model has no component left.", remedy="Retrain a shard first.")
         evidence = Evidence(
-            base_logits_BC=cache.base_logits_BC,
+            base_logits_BC=cache.base_BC,
             component_logits={name: cache.component_logits[name] for name in weights},
             weights=weights,
             labels_B=cache.labels_B,
