@@ -20,7 +20,8 @@ def feature_radius(view: ViTView) -> float | None:
     norm = view.fc_norm if view.fc_norm is not None else view.norm
     if norm is None or view.head.bias is None:
         return None
-    return float((norm.weight.double().square().sum() + norm.bias.double().square().sum()).sqrt())
+    weight_D, bias_D = norm.weight.detach().double(), norm.bias.detach().double()
+    return float((weight_D.square().sum() + bias_D.square().sum()).sqrt())
 
 
 def uncenter_head(displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:

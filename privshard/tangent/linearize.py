@@ -121,14 +121,13 @@ class LinearizedViT(nn.Module):
                 f"{item.base[:12]}.",
                 remedy="Linearize the model that the displacement was learnt on.",
             )
-        wanted = self.shapes()
-        if wanted != {name: tuple(tensor.shape) for name, tensor in item.tensors.items()}:
-            odd = sorted(wanted.keys() ^ item.tensors.keys()) or [
-                name for name, shape in wanted.items() if tuple(item.tensors[name].shape) != shape
-            ]
+        wanted, given = self.shapes(), {name: tuple(tensor.shape) for name, tensor in item.tensors.items()}
+        odd = [name for name in sorted(wanted.keys() | given.keys()) if wanted.get(name) != given.get(name)]
+        if odd:
+            shown = "; ".join(f"{n}: expected {wanted.get(n, 'none')}, got {given.get(n, 'none')}" for n in odd[:3])
             raise InputError(
-                f"displacement: it doesn't fit the last {len(self.view.blocks) - self.first_block} blocks; first "
-                f"difference: {odd[0]}.",
+                f"displacement: it doesn't fit the last {len(self.view.blocks) - self.first_block} block(s), "
+                f"{len(odd)} tensor(s) differ: {shown}.",
                 remedy="Linearize as many blocks as the displacement was learnt with.",
             )
         return item.to(tokens.device)
