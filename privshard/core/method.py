@@ -37,7 +37,8 @@ class Method(Protocol):
     """How many examples' gradients need about the memory of encoding one image."""
 
     radius: float | None
-    """A public bound on the norm of a feature, the head's input; None where the method can't be centred."""
+    """About the norm of a feature, the head's input: a public constant to which features are clipped before their
+    mean is released. None where the method can't be centred."""
 
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""

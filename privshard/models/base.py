@@ -57,6 +57,7 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
     _check_name(spec)
     weights, metadata = (None, _embedded_metadata(spec)) if state is not None else _read_weights(spec)
     model = _create(spec, metadata, pretrained=state is None and spec.weights == "pretrained")
+    view = view_vit(model)
     config = _transform_config(model, metadata)
     if weights is not None:
         _load_strictly(model, weights, source=spec.weights)
@@ -70,7 +71,7 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     header = json.dumps({"model": spec.model, "args": dict(spec.args), "transform": config}, sort_keys=True)
     transform = timm.data.create_transform(**config, is_training=False)
-    return Base(spec, view_vit(model), transform, config, tensors_digest(arrays, "base", header))  # pyright: ignore
+    return Base(spec, view, transform, config, tensors_digest(arrays, "base", header))  # pyright: ignore
 
 
 def _check_name(spec: BaseSpec) -> None:
