@@ -97,14 +97,14 @@ def warn_about_size(recipe: Recipe, nominal: float) -> None:
 
 def source_rows(recipe: Recipe) -> Any:
     """The recipe's rows, streamed; columns are checked before the first one."""
-    if recipe.data.path is None:
+    data = recipe.data
+    if data.path is None:
         from privshard.data.example import example_rows
 
         return example_rows()
     from privshard.data.reader import read_rows
     from privshard.data.schema import Columns
 
-    data = recipe.data
     columns = Columns(image=data.image, label=data.label, subject=data.subject, split=data.split)
     required = frozenset(role for role in data.explicit_columns if role in ("subject", "split"))
     return read_rows(data.path, columns=columns, required=required)

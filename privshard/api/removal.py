@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from privshard.api import facts
+from privshard.api.reading import current_model
 from privshard.api.setup import Setup, flags_of, partition_of, stored_recipe
+from privshard.api.shards import adopt, committed, train_shards
 from privshard.core.errors import BudgetError, InputError
 from privshard.core.jobs import OnProgress
 from privshard.core.model import Composition
 from privshard.core.removal import RemovalPlan, RemovalRequest
 from privshard.store.workspace import Workspace
 from privshard.unlearning import cascade, presence
-from privshard.unlearning.plan import plan_removal
+from privshard.unlearning.live import component_of
+from privshard.unlearning.plan import as_drop, plan_removal
 
 
 def forget(
@@ -39,11 +42,11 @@ def forget(
     if not subject:
         raise InputError("subject: expected a person's identifier, got an empty one.")
     with Workspace.open(workspace) as ws, ws.hold():
-        setup = Setup.load(ws)
+        setup, before = Setup.load(ws), current_model(ws)
         plan = _plan(ws, setup, subject, mode)
-        before = ws.ledger.current_model()
         receipt = None
         if plan.status == "planned" and not dry_run:
+            adopt(ws)
             receipt = _execute(ws, setup, plan, subject, on_progress or (lambda _: None))
         after = ws.ledger.current_model() if receipt else before
         return {
@@ -53,9 +56,9 @@ def forget(
                 {"component": a.component, "action": a.action, "reason": a.reason, "shard": a.shard}
                 for a in plan.actions
             ],
-            "model_before": facts.version_name(before.version) if before else None,
+            "model_before": facts.version_name(before.version),
             "model_after": facts.version_name(after.version) if after else None,
-            "metrics_before": dict(before.metrics) if before and before.metrics else None,
+            "metrics_before": dict(before.metrics) if before.metrics else None,
             "metrics_after": dict(after.metrics) if after and after.metrics else None,
             "receipt": receipt,
             "elapsed_s": time.perf_counter() - started,
@@ -67,13 +70,13 @@ def _plan(ws: Workspace, setup: Setup, subject: str, mode: str) -> RemovalPlan:
     subject_hash = ws.subject_hash(subject)
     waiting = cascade.pending(ws, subject_hash)
     if waiting is not None:
-        return waiting
+        return as_drop(waiting, reason="dropping it was asked for") if mode == "drop" else waiting
     partition = partition_of(ws, setup.num_shards)
     where = presence.find(ws, subject, partition=partition)
-    component = None if where.shard is None else facts.live_components(ws).get(where.shard)
+    component = component_of(ws.ledger, where.shard)
     request = RemovalRequest(secrets.token_hex(8), subject_hash, mode)  # pyright: ignore[reportArgumentType]
     refused = None
-    if mode != "drop" and component is not None and where.shard is not None:
+    if mode != "drop" and component is not None and where.num_train_rows > 0:
         refused = _retrain_refused(ws, setup, where.shard)
     return plan_removal(
         request,
@@ -97,15 +100,13 @@ def _retrain_refused(ws: Workspace, setup: Setup, shard: int) -> str | None:
     return None
 
 
-def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell: OnProgress) -> dict[str, Any]:
+def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell: OnProgress) -> dict[str, Any] | None:
+    recipe = stored_recipe(ws)
+
     def retrain(shard: int) -> tuple[str, np.ndarray | None]:
-        from privshard.api import evaluation
-        from privshard.api.shards import committed, train_shards
         from privshard.models.base import load_base
 
-        recipe = stored_recipe(ws)
-        state = load_base(setup.base).state
-        with facts.executor(recipe, state) as executor:
+        with facts.executor(recipe, load_base(setup.base).state) as executor:
             train_shards(
                 ws,
                 setup,
@@ -116,16 +117,22 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
                 on_progress=tell,
             )
         component = committed(ws)[shard]
-        live = [name for other, name in facts.live_components(ws).items() if other != shard]
+        return component, logits_of(component)
+
+    def logits_of(component: str) -> np.ndarray:
+        from privshard.api import evaluation
+
+        model = ws.ledger.current_model()
+        live = list(model.composition.components) if model else []
         cache = evaluation.refresh(
             ws,
             setup,
             components=[*live, component],
             flags=flags_of(recipe),
-            base_state=state,
+            base_state=None,
             on_progress=tell,
         )
-        return component, cache.component_logits[component]
+        return cache.component_logits[component]
 
     def statement(composition: Composition) -> str:
         return facts.privacy_report(ws, setup)["statement"]
@@ -140,4 +147,5 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
         spend_after=lambda shard: facts.shard_spends(ws, setup)[shard],
         statement=statement,
         on_progress=tell,
+        logits_of=logits_of,
     )

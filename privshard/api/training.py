@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from privshard.api import constants, evaluation, facts
+from privshard.api.preparation import Prepared, count_noise, is_set_up, new_or_held, prepare
 from privshard.api.recipe import Recipe
-from privshard.api.setup import Planned, Setup, flags_of, make_setup, partition_of
+from privshard.api.setup import Planned, Setup, flags_of, partition_of
 from privshard.api.shards import adopt, committed, train_shards
-from privshard.core.errors import InputError
 from privshard.core.jobs import OnProgress, Progress
 from privshard.core.model import Composition
 from privshard.core.partition import Partition
-from privshard.store.ledger import Ledger
 from privshard.store.workspace import Workspace
 
 
@@ -29,14 +28,11 @@ def train(recipe: Recipe, *, workspace: str, on_progress: OnProgress | None = No
     """
     started = time.perf_counter()
     tell = on_progress or (lambda _: None)
-    _check_recipe(recipe, workspace)
-    with (
-        Workspace.create(
-            workspace, recipe_yaml=recipe.to_yaml(), recipe_digest=recipe.digest, insecure_seed=recipe.insecure_seed
-        ) as ws,
-        ws.hold(),
-    ):
-        planned = _set_up(ws, recipe, tell)
+    prepared = None if is_set_up(recipe, workspace) else prepare(recipe)
+    with new_or_held(recipe, workspace) as ws:
+        planned = None
+        if ws.ledger.get("setup") is None:
+            planned = _set_up(ws, recipe, prepared or prepare(recipe), tell)
         set_up_s = time.perf_counter() - started
         setup = planned.setup if planned else Setup.load(ws)
         timing = {"set_up": set_up_s}
@@ -50,54 +46,18 @@ def plan_training(recipe: Recipe, *, workspace: str) -> dict[str, Any]:
 
     Without a nominal number of units the count would be taken with noise; the plan then leaves `expected_units` open.
     """
-    _check_recipe(recipe, workspace)
-    nominal = constants.nominal_units(recipe)
-    classes = constants.classes_of(recipe, lambda: _labels(recipe))
-    counted = nominal is None and recipe.private
-    planned = make_setup(
-        recipe,
-        classes=classes,
-        nominal=float(nominal or recipe.shards),
-        count_noise_multiplier=constants.COUNT_NOISE_MULTIPLIER if counted else None,
-    )
-    return facts.plan_report(recipe, planned.setup, workspace=workspace, counted=counted or nominal is None)
+    is_set_up(recipe, workspace)
+    prepared = prepare(recipe)
+    return facts.plan_report(recipe, prepared.planned.setup, workspace=workspace, counted=prepared.counted)
 
 
-def _check_recipe(recipe: Recipe, workspace: str) -> None:
-    """Refuse another recipe than the workspace's, naming the keys that differ."""
-    from privshard.api.setup import stored_recipe
-
-    place = Path(workspace)
-    if "://" in workspace or not Ledger.exists(str(place / "ledger.db")):
-        return
-    with Workspace.open(workspace) as ws:
-        held = stored_recipe(ws)
-    changed = held.changed_keys(recipe)
-    if changed:
-        raise InputError(
-            f"Workspace {workspace} belongs to another recipe; it differs in {', '.join(changed[:5])}.",
-            remedy=f"Train into another folder with --workspace, or use {place / 'recipe.yaml'}.",
-        )
-
-
-def _set_up(ws: Workspace, recipe: Recipe, tell: OnProgress) -> Planned | None:
-    """Ingest, count where needed, calibrate and keep the setup; None where that was done before."""
-    if ws.ledger.get("setup") is not None:
-        return None
-    partition = partition_of(ws, recipe.shards)
-    classes = constants.classes_of(recipe, lambda: _labels(recipe))
-    nominal = constants.nominal_units(recipe)
-    if nominal is not None:  # everything that can be refused is, before a row is read
-        make_setup(recipe, classes=classes, nominal=float(nominal), count_noise_multiplier=None)
+def _set_up(ws: Workspace, recipe: Recipe, prepared: Prepared, tell: OnProgress) -> Planned:
+    """Ingest, count where needed, calibrate and keep the setup."""
     if ws.ledger.get("ingested") is None:
-        _ingest(ws, recipe, partition, classes, tell)
-    noise = None
-    if nominal is None and recipe.private:
-        noise = constants.COUNT_NOISE_MULTIPLIER
-        nominal = _noisy_nominal(ws, recipe, noise)
-    elif nominal is None:
-        nominal = max(1, facts.count_units(ws, recipe.shards, recipe.privacy.unit))
-    planned = make_setup(recipe, classes=classes, nominal=float(nominal), count_noise_multiplier=noise)
+        _ingest(ws, recipe, partition_of(ws, recipe.shards), prepared.classes, tell)
+    planned = prepared.planned
+    if prepared.counted:
+        planned = prepared.with_nominal(recipe, _count(ws, recipe))
     facts.keep_setup(ws, planned.setup)
     return planned
 
@@ -106,6 +66,13 @@ def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[
     from privshard.data.ingest import ingest
 
     suppressed = ws.ledger.suppressed()
+    rows = 0
+
+    def count(done: int) -> None:
+        nonlocal rows
+        rows = done
+        tell(Progress("ingest", None, "ingest", done, 0))
+
     ingest(
         constants.source_rows(recipe),
         objects=ws.objects,
@@ -114,24 +81,28 @@ def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[
         classes=classes,
         is_suppressed=lambda subject: ws.subject_hash(subject) in suppressed,
         spill_folder=Path(ws.root) / "ingest.tmp",
-        on_progress=lambda done: tell(Progress("ingest", None, "ingest", done, 0)),
+        on_progress=count,
     )
+    tell(Progress("ingest", None, "ingest", rows, rows))
     ws.ledger.put("ingested", {"rows": "private"})
 
 
-def _noisy_nominal(ws: Workspace, recipe: Recipe, noise: float) -> float:
-    """The workspace's one noisy count; drawn once, whatever is interrupted."""
-    held = ws.ledger.noisy_count()
-    if held is None:
-        from privshard.privacy.plan import noisy_count
-        from privshard.privacy.stream import ChaChaStream, fresh_key, insecure_key
+def _count(ws: Workspace, recipe: Recipe) -> float:
+    """The number of units: the workspace's one noisy count, drawn once whatever is interrupted; the true number
+    without differential privacy."""
+    noise, held = count_noise(recipe), ws.ledger.noisy_count()
+    if held is not None:
+        return held.nominal
+    true = facts.count_units(ws, recipe.shards, recipe.privacy.unit)
+    if noise is None:
+        return float(max(1, true))
+    from privshard.privacy.plan import noisy_count
+    from privshard.privacy.stream import ChaChaStream, fresh_key, insecure_key
 
-        true = facts.count_units(ws, recipe.shards, recipe.privacy.unit)
-        seed = recipe.insecure_seed
-        key = fresh_key() if seed is None else insecure_key(seed, shard=-1, attempt=0)
-        value = noisy_count(true, noise_multiplier=noise, stream=ChaChaStream(key, purpose="count"))
-        held = ws.ledger.record_count(value, noise_multiplier=noise, nominal=value)
-    return held.nominal
+    seed = recipe.insecure_seed
+    key = fresh_key() if seed is None else insecure_key(seed, shard=-1, attempt=0)
+    value = noisy_count(true, noise_multiplier=noise, stream=ChaChaStream(key, purpose="count"))
+    return ws.ledger.record_count(value, noise_multiplier=noise, nominal=value).nominal
 
 
 def _learn(
@@ -170,8 +141,3 @@ def _learn(
     facts.write_model(ws, version, composition)
     ws.write_manifest()
     return timing
-
-
-def _labels(recipe: Recipe) -> set[str]:
-    """All labels of the rows; only asked for without differential privacy."""
-    return {row.label for row in constants.source_rows(recipe)}

@@ -33,7 +33,10 @@ def progress_shown(command: str, *, stream: TextIO) -> Iterator[OnProgress]:
 
 @dataclass
 class Lines:
-    """One plain line for the start and the end of a shard's stage, and at most one in `interval_s` between them."""
+    """One plain line for the start and the end of a shard's stage, and at most one in `interval_s` between them.
+
+    A total of 0 is one that is not known yet.
+    """
 
     stream: TextIO
     interval_s: float = LINE_INTERVAL_S
@@ -49,13 +52,15 @@ class Lines:
             self._started = now if self._started is None else self._started
             stage, printed = self._last.get(progress.shard, ("", now))
             starts = stage != progress.stage
-            ends = progress.done >= progress.total
+            ends = 0 < progress.total <= progress.done
             if not (starts or ends or now - printed >= self.interval_s):
                 return
             self._last[progress.shard] = (progress.stage, now)
             elapsed = now - self._started
-            self.stream.write(f"[{elapsed:8.1f} s] {_words(progress)} {progress.done}/{progress.total}\n")
-            self.stream.flush()
+            amount = f"{progress.done}/{progress.total}" if progress.total else f"{progress.done}"
+            with contextlib.suppress(OSError, ValueError):  # who reads it may have gone; the work has not
+                self.stream.write(f"[{elapsed:8.1f} s] {_words(progress)} {amount}\n")
+                self.stream.flush()
 
 
 class Bars:
@@ -80,13 +85,13 @@ class Bars:
                 self._tasks[progress.shard] = display.add_task("", total=None)
             task = self._tasks[progress.shard]
             if self._stages.get(progress.shard, progress.stage) != progress.stage:
-                display.reset(task, total=progress.total)
+                display.reset(task, total=progress.total or None)
             self._stages[progress.shard] = progress.stage
             display.update(
                 task,
                 description=_words(progress),
                 completed=progress.done,
-                total=progress.total,
+                total=progress.total or None,
                 visible=progress.shard is None or progress.done < progress.total,
             )
 

@@ -55,11 +55,12 @@ def forget(result: dict[str, Any]) -> RenderableType:
         "already_forgotten": "This subject was forgotten before; nothing was done",
     }
     rows = [(step["action"], _id(step["component"]), step["reason"]) for step in result["plan"]]
-    before, after = result["metrics_before"], result["metrics_after"]
+    done = result["status"] == "done"
+    before, after = (result["metrics_before"], result["metrics_after"]) if done else (None, None)
     return _page(
         headings[result["status"]],
         _table(("action", "component", "reason"), rows) if rows else None,
-        f"Model: {result['model_before'] or 'none'} -> {result['model_after'] or 'none'}" if rows else None,
+        f"Model: {result['model_before'] or 'none'} -> {result['model_after'] or 'none'}" if done else None,
         f"Before ({_HELD_OUT}): {_numbers(before)}" if before else None,
         f"After: {_numbers(after)}" if after else None,
         _receipt(result["receipt"]),

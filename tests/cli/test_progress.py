@@ -36,6 +36,15 @@ def test_lines_show_starts_ends_and_little_between():
     assert shown[-1] == "[     7.6 s] shards 2/2"
 
 
+def test_an_unknown_total_gives_few_lines_too():
+    stream = io.StringIO()
+    lines = Lines(stream, clock=lambda: 0.0)
+    for done in range(1, 500):
+        lines(news(None, "ingest", done, 0))
+    lines(news(None, "ingest", 499, 499))
+    assert stream.getvalue() == "[     0.0 s] ingest 1\n[     0.0 s] ingest 499/499\n"
+
+
 def test_a_new_stage_is_a_new_line():
     stream = io.StringIO()
     lines = Lines(stream, clock=lambda: 0.0)
