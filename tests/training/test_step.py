@@ -1,0 +1,131 @@
+"""The clipped sum of a step against one gradient at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import clipped_sum_by_loop, gradients_by_loop, linearized_by_jvp, squared_norm, unit_gradients_by_loop
+from tiny_vits import random_tensors
+
+from privshard.training.loss import losses
+from privshard.training.step import clipped_sum
+from privshard.training.units import Units
+
+IDS = [f"{subject}-{number}" for subject in "abcdefg" for number in range(1 + ord(subject) % 3)]
+METHODS = ("class row", "block", "head")
+EVERYONE = np.arange(len(set("abcdefg")))
+
+
+def by_loop(
+    method, model, shard, displacement, units: Units, taken, loss: str, bound: float
+) -> dict[str, torch.Tensor]:
+    """The same sum in double precision: logits by forward mode, gradients one example at a time."""
+    model, x = model.double(), shard.images_B.double()
+    tensors = {name: tensor.double() for name, tensor in displacement.items()}
+    logits_BC = sum(linearized_by_jvp(model, x, tensors)).requires_grad_()
+    (cotangent_BC,) = torch.autograd.grad(losses(loss, logits_BC, shard.labels_B).sum(), logits_BC)
+    gradients = gradients_by_loop(model, x, cotangent_BC, method.shapes())
+    owners = [next(u for u, rows in enumerate(units.members) if row in rows) for row in range(len(x))]
+    by_unit = unit_gradients_by_loop(gradients, owners)
+    return clipped_sum_by_loop([by_unit[unit] for unit in taken], bound)
+
+
+def assert_close(found, expected, tolerance: float) -> None:
+    """Entries within `tolerance` of the largest of that tensor, or of 1/100 of the largest of all."""
+    assert found.keys() == expected.keys()
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    for name, tensor in expected.items():
+        scale = max(float(tensor.abs().max()), 0.01 * largest)
+        assert float((found[name].double() - tensor.double()).abs().max()) <= tolerance * scale, name
+
+
+def run(method, shard, displacement, units, taken=EVERYONE, **changes):
+    settings = {"loss": "cross_entropy", "max_grad_norm": 1.0, "labels_B": shard.labels_B}
+    return clipped_sum(method, shard.constants, displacement, units=units, taken=taken, **{**settings, **changes})
+
+
+@pytest.fixture
+def prepare(make_method, make_shard):
+    """kind -> (method, model, shard, displacement)."""
+
+    def make(kind: str, family: str = "vit"):
+        method, model = make_method(kind, family)
+        shard = make_shard(method, IDS)
+        scale = 0.02
+        tensors = random_tensors(method.shapes(), dtype=torch.float32)
+        return method, model, shard, {name: scale * tensor for name, tensor in tensors.items()}
+
+    return make
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "square"])
+@pytest.mark.parametrize("unit", ["example", "subject"])
+@pytest.mark.parametrize(("kind", "family"), [("class row", "deit3"), ("block", "qk_norm"), ("head", "vit")])
+def test_clipped_sums_are_those_of_a_loop(prepare, kind, family, unit, loss):
+    method, model, shard, displacement = prepare(kind, family)
+    units = Units.of(sorted(IDS) if unit == "example" else shard.subjects)
+    taken = np.arange(0, len(units), 2)
+    bound = 2.0 if loss == "cross_entropy" else 20.0
+    found = run(method, shard, displacement, units, taken, loss=loss, max_grad_norm=bound)
+    expected = by_loop(method, model, shard, displacement, units, taken, loss, bound)
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_without_a_norm_nothing_is_clipped(prepare, kind):
+    method, model, shard, displacement = prepare(kind)
+    units = Units.of(shard.subjects)
+    found = run(method, shard, displacement, units, max_grad_norm=None)
+    expected = by_loop(method, model, shard, displacement, units, EVERYONE, "cross_entropy", math.inf)
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_one_unit_never_contributes_more_than_the_norm(prepare, kind):
+    method, _, shard, displacement = prepare(kind)
+    units = Units.of(shard.subjects)
+    norms = [squared_norm(run(method, shard, displacement, units, np.array([u]), max_grad_norm=0.5)) for u in EVERYONE]
+    assert all(norm <= 0.5**2 * (1 + 1e-5) for norm in norms)
+    assert max(norms) == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 5])
+@pytest.mark.parametrize("kind", METHODS)
+def test_batches_change_only_rounding(prepare, kind, max_rows):
+    method, _, shard, displacement = prepare(kind)
+    units = Units.of(shard.subjects)
+    found = run(method, shard, displacement, units, max_rows=max_rows)
+    assert_close(found, run(method, shard, displacement, units), 1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("max_grad_norm", [1.0, None])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_unit_that_is_not_finite_contributes_nothing(prepare, kind, max_grad_norm, bad):
+    method, _, shard, displacement = prepare(kind)
+    units = Units.of(shard.subjects)
+    expected = run(method, shard, displacement, units, np.delete(EVERYONE, 3), max_grad_norm=max_grad_norm)
+    for tensor in shard.constants.values():
+        tensor[units.members[3][-1]] = bad  # one of its examples is enough
+    found = run(method, shard, displacement, units, max_grad_norm=max_grad_norm)
+    assert_close(found, expected, 1e-5)
+
+
+def test_nobody_taken_gives_none(prepare):
+    method, _, shard, displacement = prepare("head")
+    assert run(method, shard, displacement, Units.of(shard.subjects), np.zeros(0, dtype=int)) is None
+
+
+def test_the_whole_shard_in_one_batch_is_not_copied(prepare, monkeypatch):
+    method, _, shard, displacement = prepare("head")
+    seen = []
+    monkeypatch.setattr(
+        method, "logits", lambda constants, d, plain=method.logits: seen.append(constants) or plain(constants, d)
+    )
+    run(method, shard, displacement, Units.of(sorted(IDS)), np.arange(len(IDS)))
+    run(method, shard, displacement, Units.of(sorted(IDS)), np.arange(1, len(IDS)))
+    assert seen[0] is shard.constants
+    assert len(next(iter(seen[1].values()))) == len(IDS) - 1
