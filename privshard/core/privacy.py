@@ -9,8 +9,10 @@ from typing import Literal
 from privshard.core.errors import InputError
 
 Unit = Literal["example", "subject"]
-AccountantName = Literal["rdp", "prv"]
+AccountantName = Literal["rdp", "prv", "pld"]
+Hardening = Literal["none", "grid"]
 ADJACENCY = "add_remove"
+SAMPLING = "poisson"
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,10 @@ class PrivacyParams:
     """What a person chooses about the guarantee. `epsilon=None` means no differential privacy at all.
 
     epsilon: upper bound for one training of a shard. epsilon_limit: upper bound for everything ever learnt from a
-    shard (None: what 1 + planned_retrains trainings spend). delta in (0, 1). max_grad_norm > 0, the clipping norm of
-    one unit's gradient.
+    shard (None: what 1 + planned_retrains trainings spend); workspace_limit: for everything ever learnt from the
+    workspace (None: that of its shards). delta in (0, 1). max_grad_norm > 0, the clipping norm of one unit's gradient.
+    accountant: rdp also for plans that change on the way; prv and pld, tighter, only for a plan that is repeated as it
+    is. hardening: "grid" draws the noise exactly, from the discrete Gaussian on a public grid.
     """
 
     epsilon: float | None = 8.0
@@ -29,15 +33,19 @@ class PrivacyParams:
     planned_retrains: int = 1
     epsilon_limit: float | None = None
     accountant: AccountantName = "rdp"
+    workspace_limit: float | None = None
+    hardening: Hardening = "none"
 
     def __post_init__(self) -> None:
         _positive("privacy.epsilon", self.epsilon, "or null for no differential privacy")
         _positive("privacy.max_grad_norm", self.max_grad_norm)
         _positive("privacy.epsilon_limit", self.epsilon_limit, "or null to derive it from planned_retrains")
+        _positive("privacy.workspace_limit", self.workspace_limit, "or null for none beside the shards' limits")
         if not 0 < self.delta < 1:
             raise InputError(f"privacy.delta: expected a number in (0, 1), got {self.delta}.")
         if self.planned_retrains < 0:
             raise InputError(f"privacy.planned_retrains: expected 0 or more, got {self.planned_retrains}.")
+        _check_hardening(self.hardening, self.accountant)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class MechanismPlan:
     of units of a shard, never the true one. `noise_multiplier` 0 means no differential privacy (epsilon None).
     `mean_releases` 1: before the first step, the noisy mean of the units' features is released with the same noise
     multiplier, everyone included; training then centres the head's input by it. `events` is what one training
-    releases about a unit, `count_events` a noisy count where one was taken.
+    releases about a unit, `count_events` a noisy count where one was taken. `hardening` "grid": noise is drawn exactly,
+    on a grid (`privshard.privacy.grid`). `sampling` and `adjacency` have one value each, the one that is accounted.
     """
 
     unit: Unit
@@ -82,18 +91,32 @@ class MechanismPlan:
     mean_releases: int = 0
     count_noise_multiplier: float | None = None
     adjacency: str = ADJACENCY
+    sampling: str = SAMPLING
+    hardening: Hardening = "none"
 
     def __post_init__(self) -> None:
+        if self.sampling != SAMPLING:
+            raise InputError(
+                f"sampling: expected {SAMPLING}, got {self.sampling!r}.",
+                remedy="Accounting holds for Poisson sampling alone; shuffled, weighted or fixed batches spend more.",
+            )
+        if self.adjacency != ADJACENCY:
+            raise InputError(f"adjacency: expected {ADJACENCY}, got {self.adjacency!r}; no other is accounted.")
+        if not 0 < self.delta < 1:
+            raise InputError(f"privacy.delta: expected a number in (0, 1), got {self.delta}.")
         if not 0 < self.sample_rate <= 1:
             raise InputError(f"training.sample_rate: expected a number in (0, 1], got {self.sample_rate}.")
         if self.steps < 1:
             raise InputError(f"training.steps: expected at least 1, got {self.steps}.")
-        if math.isnan(self.noise_multiplier) or self.noise_multiplier < 0:
-            raise InputError(f"noise_multiplier: expected 0 or more, got {self.noise_multiplier}.")
+        if not (self.noise_multiplier >= 0 and math.isfinite(self.noise_multiplier)):
+            raise InputError(f"noise_multiplier: expected a finite number, 0 or more, got {self.noise_multiplier}.")
+        _positive("max_grad_norm", self.max_grad_norm)
+        _positive("count noise multiplier", self.count_noise_multiplier, "or none")
         if self.mean_releases not in (0, 1):
             raise InputError(f"mean_releases: expected 0 or 1, got {self.mean_releases}.")
         if not self.expected_units > 0:
             raise InputError(f"expected_units: expected a positive public constant, got {self.expected_units}.")
+        _check_hardening(self.hardening, self.accountant)
 
     @property
     def private(self) -> bool:
@@ -116,3 +139,13 @@ class MechanismPlan:
 def _positive(name: str, value: float | None, alternative: str = "") -> None:
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name}: expected a positive number{' ' + alternative if alternative else ''}, got {value}.")
+
+
+def _check_hardening(hardening: str, accountant: str) -> None:
+    if hardening not in ("none", "grid"):
+        raise InputError(f"privacy.hardening: expected none or grid, got {hardening!r}.")
+    if hardening == "grid" and accountant != "rdp":
+        raise InputError(
+            f"privacy.hardening: expected none beside the accountant {accountant}, got grid.",
+            remedy="Noise on a grid is accounted by rdp, whose bound is proved for it; set privacy.accountant to rdp.",
+        )

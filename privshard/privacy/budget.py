@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from privshard.core.errors import BudgetError
 from privshard.core.privacy import MechanismPlan, PrivacyParams
@@ -11,9 +11,10 @@ from privshard.privacy.plan import history_events, spend_of
 from privshard.privacy.renyi import best_order, renyi_epsilon_at
 
 _SLACK = 1e-9  # relative: a limit that was derived from the same events is met by them despite rounding
-_MAX_REPEATS = 1 << 20
+MAX_REPEATS = 1 << 20
 
 Admission = Callable[[Sequence[MechanismPlan]], None]
+WorkspaceAdmission = Callable[[Mapping[int, Sequence[MechanismPlan]]], None]
 
 
 def epsilon_limit(params: PrivacyParams, plan: MechanismPlan) -> float | None:
@@ -35,7 +36,8 @@ def admit(limit: float | None) -> Admission:
     most (limit, delta) about a unit of the shard. While all plans are equal only their number is decided on the way, a
     number that the limit bounds beforehand, so their accountant decides. As soon as plans differ, a Renyi filter
     (Feldman and Zrnic 2021) does: every plan is charged at one order, the best for repeating the first plan up to the
-    limit, which is fixed before anything was released. Both agree on equal plans under the rdp accountant.
+    limit, which is fixed before anything was released. Under the rdp accountant both agree on equal plans, so that it
+    is a filter throughout; prv and pld hold for one plan alone, and another one is refused.
 
     limit: from `epsilon_limit`; None admits only plans that promise no differential privacy. The check is pure and
     cheap: the ledger calls it inside the transaction that reserves the spend.
@@ -45,11 +47,36 @@ def admit(limit: float | None) -> Admission:
         if limit is None:
             _require_public([plan for plan in plans if plan.private])
             return
+        _require_one_plan(plans)
         spent = filter_epsilon(plans, limit=limit)
         if not spent <= limit * (1 + _SLACK):
             raise BudgetError(_refusal(plans, spent=spent, limit=limit), remedy=_REMEDY)
 
     return check
+
+
+def admit_workspace(limit: float | None) -> WorkspaceAdmission | None:
+    """The check of a whole workspace, shard -> its history with the plan that asks; None where there is no such limit.
+
+    Guaranteed: all that is ever released from the workspace spends at most (limit, delta) for a unit, by parallel
+    composition: the shards' histories are each held to `limit`, because a unit is in one shard only.
+    """
+    if limit is None:
+        return None
+    check = admit(limit)
+
+    def check_all(histories: Mapping[int, Sequence[MechanismPlan]]) -> None:
+        for shard, plans in histories.items():
+            if not plans:
+                continue
+            try:
+                check(plans)
+            except BudgetError as error:
+                raise BudgetError(
+                    f"Limit of the workspace, by shard {shard}: {error.message}", remedy=_REMEDY
+                ) from None
+
+    return check_all
 
 
 def filter_epsilon(plans: Sequence[MechanismPlan], *, limit: float) -> float:
@@ -70,12 +97,23 @@ def _filter_order(first: MechanismPlan, limit: float) -> float:
         return epsilon(history_events([first] * times), delta=first.delta) <= limit * (1 + _SLACK)
 
     low, high = 1, 2
-    while high < _MAX_REPEATS and fits(high):
+    while high < MAX_REPEATS and fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return best_order(history_events([first] * low), delta=first.delta)
+
+
+def _require_one_plan(plans: Sequence[MechanismPlan]) -> None:
+    first = plans[0]
+    other = next((plan for plan in plans if plan.events != first.events), None)
+    if other is not None and first.accountant != "rdp":
+        raise BudgetError(
+            f"The accountant {first.accountant} holds for one plan that is repeated as it is; after {first.events} "
+            f"came {other.events}.",
+            remedy="Keep the plan, or use accountant rdp, whose filter admits other plans, in a new workspace.",
+        )
 
 
 def _require_public(private: Sequence[MechanismPlan]) -> None:

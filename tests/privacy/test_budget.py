@@ -5,7 +5,7 @@ import pytest
 
 from privshard.core.errors import BudgetError
 from privshard.core.privacy import PrivacyParams
-from privshard.privacy.budget import admit, epsilon_limit, filter_epsilon
+from privshard.privacy.budget import admit, admit_workspace, epsilon_limit, filter_epsilon
 from privshard.privacy.plan import make_plan, spend_of
 
 
@@ -74,3 +74,23 @@ def test_without_privacy_there_is_no_limit_and_no_way_back():
         admit(None)([public, private])
     with pytest.raises(BudgetError):
         admit(5.0)([private, public])
+
+
+@pytest.mark.parametrize("accountant", ["prv", "pld"])
+def test_accountants_for_fixed_plans_refuse_a_plan_that_changes(accountant):
+    params, plan = plan_of(accountant=accountant)
+    gentle = replace(plan, noise_multiplier=10 * plan.noise_multiplier)
+    admit(epsilon_limit(params, plan))([plan, plan, plan])
+    with pytest.raises(BudgetError, match=f"accountant {accountant} holds for one plan") as caught:
+        admit(1e6)([plan, gentle])
+    assert "rdp" in caught.value.remedy
+
+
+def test_the_limit_of_the_workspace_is_the_worst_shard():
+    _, plan = plan_of()
+    check = admit_workspace(spend_of([plan] * 2).epsilon)
+    assert check is not None
+    check({0: [plan, plan], 1: [plan], 2: []})
+    with pytest.raises(BudgetError, match=r"workspace, by shard 1: .* 2 training\(s\)"):
+        check({0: [plan], 1: [plan] * 3})
+    assert admit_workspace(None) is None
