@@ -91,15 +91,14 @@ class ClassRowEngine:
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """f(x; w0) + J(x) D, (B, C)."""
         c, d, w, block = constants, _Delta(displacement, self._block), self._frozen, self._block
-        n1_BND, n1_0 = c["n1"], c["n1"][:, 0]
+        n1_0 = c["n1"][:, 0]
         dy0_BD = d.g1 * n1_0 + d.c1
         dq_BHE = _heads(d.q(w.g1 * n1_0 + w.c1) + dy0_BD @ w.q.flatten(0, 1).mT, block)
-        # ds_j = u . y_j + w . (dg1 * n1_j), written as one vector a head against n1_j
+        # score j moves by scale (u . y_j + key . (dg1 * n1_j)): up to a constant, one vector a head times n1_j
         u_BHD = torch.einsum("bhe,hed->bhd", dq_BHE, w.k) + torch.einsum("bhe,hed->bhd", c["q"], d.k)
         key_BHD = torch.einsum("bhe,hed->bhd", c["q"], w.k)
-        ds_BHN = block.scale * ((u_BHD * w.g1 + key_BHD * d.g1) @ n1_BND.mT)
-        da_BHN = c["probs"] * (ds_BHN - (c["probs"] * ds_BHN).sum(-1, keepdim=True))
-        dvalue_BHD = w.g1 * (da_BHN @ n1_BND) + d.g1 * c["mean"] + d.c1
+        dmean_BHD = block.scale * _covariance_product(c, u_BHD * w.g1 + key_BHD * d.g1)
+        dvalue_BHD = w.g1 * dmean_BHD + d.g1 * c["mean"] + d.c1
         value_BHD = w.g1 * c["mean"] + w.c1
         do_BHE = torch.einsum("bhd,hed->bhe", dvalue_BHD, w.v) + torch.einsum("bhd,hed->bhe", value_BHD, d.v) + d.bv
         dz_BD = do_BHE.flatten(1) @ block.proj.weight.mT + d.linear("attn.proj", c["o"])
@@ -149,11 +148,9 @@ class ClassRowEngine:
     def _attention_places(self, found: _Collector, c: Constants, bv_BHE: Tensor) -> None:
         """Queries, keys, values and norm1, from the cotangent of row 0 of attention's output."""
         w, block = self._frozen, self._block
-        n1_BND, n1_0 = c["n1"], c["n1"][:, 0]
+        n1_0 = c["n1"][:, 0]
         p_BHD = torch.einsum("bhe,hed->bhd", bv_BHE, w.v)
-        cot_BHN = (p_BHD * w.g1) @ n1_BND.mT
-        cot_BHN = c["probs"] * (cot_BHN - (c["probs"] * cot_BHN).sum(-1, keepdim=True))
-        s_BHD = block.scale * (cot_BHN @ n1_BND)
+        s_BHD = block.scale * _covariance_product(c, p_BHD * w.g1)
         r_BHD = w.g1 * s_BHD
         bq_BHE = torch.einsum("bhd,hed->bhe", r_BHD, w.k)
         bq_BD, y0_BD = bq_BHE.flatten(1), w.g1 * n1_0 + w.c1
@@ -167,6 +164,18 @@ class ClassRowEngine:
         key_BHD = torch.einsum("bhe,hed->bhd", c["q"], w.k)
         found.direct("norm1.weight", back_BD * n1_0 + (key_BHD * s_BHD + p_BHD * c["mean"]).sum(1))
         found.direct("norm1.bias", back_BD + p_BHD.sum(1))
+
+
+def _covariance_product(c: Constants, x_BHD: Tensor) -> Tensor:
+    """Cov_h x_h (B, H, D), with Cov_h the covariance of the normalized tokens under head h's attention.
+
+    The derivative of attention's mean token sum_j a_j n_j, when score j moves by x . n_j, is sum_j a_j n_j (x . n_j)
+    minus the mean token times sum_j a_j (x . n_j): a covariance, hence its own transpose, so one function carries
+    tangents forward and cotangents back.
+    """
+    scores_BHN = x_BHD @ c["n1"].mT
+    weights_BHN = c["probs"] * scores_BHN
+    return (weights_BHN - c["probs"] * weights_BHN.sum(-1, keepdim=True)) @ c["n1"]
 
 
 @dataclass(frozen=True)
