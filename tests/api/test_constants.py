@@ -1,0 +1,66 @@
+"""Public constants: who names the classes and the numbers, and what a method does where nobody chose."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from privshard.api import constants
+from privshard.api.recipe import Recipe
+from privshard.core.errors import InputError
+
+
+def never() -> set[str]:
+    raise AssertionError("labels were read")
+
+
+def test_the_example_names_its_own_constants():
+    assert constants.classes_of(Recipe(), never) == tuple("0123456789")
+    assert constants.nominal_units(Recipe()) == 1617
+    assert constants.nominal_units(Recipe(privacy={"unit": "subject"})) == 162
+
+
+def test_classes_of_the_recipe_keep_their_order(make_recipe):
+    assert constants.classes_of(make_recipe(data={"classes": ["b", "a", 3]}), never) == ("b", "a", "3")
+
+
+def test_under_differential_privacy_labels_are_never_read(make_recipe):
+    with pytest.raises(InputError, match="it may not be read from private rows"):
+        constants.classes_of(make_recipe(data={"classes": None}), never)
+
+
+def test_without_it_labels_are_sorted_numbers_before_names(make_recipe):
+    public = make_recipe(data={"classes": None}, privacy={"epsilon": None})
+    assert constants.classes_of(public, lambda: {"10", "9", "b", "a", "100"}) == ("9", "10", "100", "a", "b")
+
+
+def test_nominal_numbers_belong_to_the_unit(make_recipe):
+    by_subject = make_recipe(privacy={"unit": "subject"})
+    assert (constants.nominal_units(make_recipe()), constants.nominal_units(by_subject)) == (24, 6)
+    assert constants.nominal_units(make_recipe(data={"nominal_examples": None})) is None
+
+
+@pytest.mark.parametrize("name", ["tangent", "head"])
+@pytest.mark.parametrize("epsilon", [8.0, None])
+def test_every_method_has_defaults_and_the_recipe_overrides_them_key_by_key(name, epsilon):
+    values = {"method": {"name": name}, "privacy": {"epsilon": epsilon}}
+    default = constants.optimization(Recipe(**values))
+    changed = constants.optimization(Recipe(**values, training={"lr": 7.0, "steps": 11, "center": False}))
+    assert (changed.params.lr, changed.steps, changed.center) == (7.0, 11, False)
+    assert (changed.sample_rate, changed.params.optimizer) == (default.sample_rate, default.params.optimizer)
+
+
+def test_fewer_units_than_shards_warn():
+    with pytest.warns(UserWarning, match="4 for 3 examples: most shards will be empty"):
+        constants.warn_about_size(Recipe(), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        constants.warn_about_size(Recipe(), 4)
+
+
+def test_a_column_that_the_recipe_names_must_exist(data, make_recipe):
+    with pytest.raises(InputError, match="expected a column 'who' for the subject"):
+        list(constants.source_rows(make_recipe(data={"subject": "who"})))
+    rows = list(constants.source_rows(make_recipe(data={"subject": None, "split": None})))
+    assert {(row.subject, row.split) for row in rows} == {(None, None)}
