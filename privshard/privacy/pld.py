@@ -11,18 +11,20 @@ from typing import Any
 from privshard.core.errors import InputError, ResourceError
 from privshard.core.privacy import GaussianEvent
 
-DISCRETIZATION = 1e-4
+ROUNDING = 1e-4
 
 
 @lru_cache(maxsize=1024)
-def pld_epsilon(events: tuple[GaussianEvent, ...], *, delta: float, group_size: int = 1) -> float:
+def pld_epsilon(
+    events: tuple[GaussianEvent, ...], *, delta: float, group_size: int = 1, rounding: float = ROUNDING
+) -> float:
     """An upper bound on the epsilon of `events` at `delta` for adding or removing `group_size` units.
 
     One unit: the Poisson-subsampled Gaussian mechanism of dp-accounting's `PLDAccountant`. A group of k: how many of
     its members take part in a step is Binomial(k, rate), each moves the sum by at most the clipping norm, so that the
     step is dominated by the mixture sum_j P(j) N(j, z^2) against N(0, z^2), adaptively chosen steps included (Ganesh
-    2024, arXiv 2401.10294, theorem 4.4); dp-accounting composes exactly that mixture. Rounding of the loss is
-    pessimistic, so the value is a bound. Infinite where an event has no noise.
+    2024, arXiv 2401.10294, theorem 4.4); dp-accounting composes exactly that mixture. Rounding of the loss to
+    multiples of `rounding` is pessimistic, so the value is a bound. Infinite where an event has no noise.
 
     ResourceError where dp-accounting isn't installed.
     """
@@ -33,7 +35,7 @@ def pld_epsilon(events: tuple[GaussianEvent, ...], *, delta: float, group_size: 
     dp_event, pld = _library()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        accountant = pld.PLDAccountant(value_discretization_interval=DISCRETIZATION)
+        accountant = pld.PLDAccountant(value_discretization_interval=rounding)
         for event in events:
             if event.steps:
                 accountant.compose(_one_step(dp_event, event, group_size), event.steps)
