@@ -1,0 +1,83 @@
+"""The receipt of a removal: what was done, which guarantee holds, and what it does not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from privshard.core.model import Composition
+from privshard.core.privacy import PrivacySpend
+from privshard.core.removal import RemovalPlan
+from privshard.store.chain import model_run_id
+from privshard.store.views import ModelVersion
+
+MEANING: Mapping[str | None, str] = {
+    "exact_drop": "The model is, bit for bit, the composition of the other components under public weights: nothing of "
+    "the subject is in it, and nothing of its shard.",
+    "exact_retrain_seeded": "The shard's component is, bit for bit, what the same seed, keys, shard, attempt and order "
+    "give on data that never held the subject.",
+    "fresh_retrain": "The shard's component was learnt with fresh randomness from everyone else: equal in distribution "
+    "to one learnt on data that never held the subject.",
+    "dp_bound": "The model was not changed; differential privacy bounds what it can reveal about the subject.",
+    None: "No component of the model has learnt from the erased rows; the model was not changed.",
+}
+OUT_OF_SCOPE = (
+    "models that were exported or published before",
+    "backups",
+    "copies of the source data",
+    "logs and reports outside the workspace",
+)
+METRICS_NOTE = (
+    "On the held-out rows that are left; those are personal data, and no privacy guarantee covers these numbers."
+)
+_ADAPTIVE = "Claims for requests that depend on earlier releases rest on differential privacy alone."
+_ADAPTIVE_WITHOUT = (
+    "Claims for requests that depend on earlier releases could rest on differential privacy alone, and there is none."
+)
+
+
+def make_receipt(
+    plan: RemovalPlan,
+    *,
+    before: ModelVersion,
+    after: Composition,
+    version_after: int,
+    component_after: str | None,
+    metrics_before: Mapping[str, Any] | None,
+    metrics_after: Mapping[str, Any] | None,
+    spend: PrivacySpend,
+    statement: str,
+    insecure: bool,
+) -> dict[str, Any]:
+    """The receipt of a completed removal as plain JSON, unsigned.
+
+    It holds no raw identifier. Its counts and the shard are confidential: it is for the subject, the operator and
+    their auditors. Once completed, the subject is suppressed. component_after: what replaced a retrained component.
+    spend: of the subject's shard, this removal included. statement: of the model's guarantee by now.
+    """
+    return {
+        "id": plan.request.id,
+        "subject_hash": plan.request.subject_hash,
+        "mode": plan.request.mode,
+        "status": "done",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "guarantee": plan.guarantee,
+        "meaning": MEANING[plan.guarantee],
+        "actions": [asdict(action) for action in plan.actions],
+        "component_after": component_after,
+        "rows_erased": {"train": plan.num_train_rows, "eval": plan.num_eval_rows},
+        "model_before": model_run_id(before.version),
+        "model_after": model_run_id(version_after),
+        "composition_before": before.composition.digest,
+        "composition_after": after.digest,
+        "metrics_before": metrics_before,
+        "metrics_after": metrics_after,
+        "metrics_note": METRICS_NOTE,
+        "spend": asdict(spend),
+        "statement": f"{statement}\n{_ADAPTIVE_WITHOUT if spend.epsilon is None else _ADAPTIVE}",
+        "out_of_scope": list(OUT_OF_SCOPE),
+        "suppressed": True,
+        "insecure": insecure,
+    }
