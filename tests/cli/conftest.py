@@ -69,13 +69,20 @@ RESULTS: dict[str, dict[str, Any]] = {
             {
                 "id": "a" * 64,
                 "shard": 0,
+                "weight": 1.0,
                 "weight_distance": 0.125,
-                "leave_one_out": {"accuracy": 0.9, "mean_logit_shift": 0.25},
+                "leave_one_out": {"accuracy": 0.9, "accuracy_change": -0.0375, "mean_logit_shift": 0.25},
                 "shapley_accuracy": 0.375,
+                "shapley_accuracy_interval": [0.375, 0.375],
                 "shapley_logit": 0.5,
-                "per_class": [0.125, -0.25],
+                "per_class": [{"class": "7", "num_rows": 2, "accuracy_with": 0.5, "accuracy_without": None}],
             }
-        ]
+        ],
+        "composition": {"accuracy": 0.9375, "base_accuracy": 0.125, "num_rows": 160},
+        "conflict": {"ids": ["a" * 64], "cosine": [[1.0]]},
+        "shapley": {"accuracy": {"method": "exact", "num_coalitions": 2}, "logit": None},
+        "note": "A note.",
+        "model": "v0001",
     },
     "predict": {
         "predictions": [{"image": "a.png", "label": "7", "probability": 0.75, "probabilities": {"7": 0.75, "1": 0.25}}],
@@ -87,6 +94,23 @@ RESULTS: dict[str, dict[str, Any]] = {
         "note": "Held-out rows are personal data; these numbers are not covered by the guarantee.",
     },
     "verify": {"ok": True, "checks": [{"name": "digests", "ok": True, "detail": "4 components"}]},
+    "audit": {
+        "workspace": "ws",
+        "kind": "step",
+        "ok": True,
+        "verdict": "The claim survived this attack.",
+        "claim": {"epsilon": 8.0, "delta": 1e-5, "unit": "example", "accountant": "rdp", "adjacency": "add_remove"},
+        "lower_bound": {"epsilon": 7.5, "delta": 1e-5, "confidence": 0.95},
+        "contradicted": False,
+        "threat_model": "White box.",
+        "method": "A bound.",
+        "not_covered": "Choices.",
+        "num_canaries": 50000,
+        "num_draws": 250000,
+        "attacks": [{"name": "the sum", "epsilon_lower": 7.5, "detail": "One inclusion moves the release."}],
+        "checks": [{"name": "noise", "ok": True, "detail": "as planned"}],
+        "curve": {"false_alarms": [0.1, 1.0], "claimed": [0.5, 0.0], "planned": [0.6, 0.0], "achieved": [None, 0.0]},
+    },
     "import": {"out": "x.parquet", "num_rows": 3, "num_subjects": 0, "classes": ["cat", "dog"], "skipped": ["a.txt"]},
 }
 
@@ -99,6 +123,7 @@ ARGUMENTS = {
     "predict": ["predict", "ws", "a.png"],
     "evaluate": ["evaluate", "ws"],
     "verify": ["verify", "ws"],
+    "audit": ["audit", "ws"],
     "import": ["import", "folder", "--out", "x.parquet"],
 }
 VERBS = {"plan": "plan_training", "import": "import_folder"}
