@@ -48,8 +48,9 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         unit_of_row=rows.ids if job.plan.unit == "example" else rows.subjects,
         plan=job.plan,
         params=job.training,
-        root_key=_root_key(job),
+        root_key=root_key(job),
         max_rows=job.flags.micro_batch * method.batch_scale,
+        dtype=getattr(torch, job.flags.dtype),
         on_step=lambda done, total: step(done),
     )
     return ShardResult(
@@ -87,7 +88,7 @@ def encode_eval(
         device=device,
         on_rows=lambda done: on_progress(Progress("evaluate", None, "evaluate", done, len(rows))),
     )
-    return rows, {name: tensor.cpu().numpy() for name, tensor in (constants or {}).items()}
+    return rows, {name: tensor.float().cpu().numpy() for name, tensor in (constants or {}).items()}
 
 
 def encode_rows(
@@ -151,7 +152,7 @@ def pick_device(flags: ExecutionFlags) -> str:
     return device
 
 
-def _root_key(job: ShardJob) -> bytes:
+def root_key(job: ShardJob) -> bytes:
     """Fresh entropy, or in tests a function of (seed, shard, attempt)."""
     if job.insecure_seed is None:
         return fresh_key()

@@ -15,6 +15,10 @@ Constants = dict[str, Tensor]
 class UnitGradients(Protocol):
     """The gradients of a batch, one for each example, in whatever factored form the method has them."""
 
+    def float(self) -> UnitGradients:
+        """The same gradients in fp32."""
+        ...
+
     def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
         """Squared Euclidean norm (U,) of each unit's gradient: the sum over its examples, all parameters together.
 
@@ -36,6 +40,8 @@ class Method(Protocol):
     batch_scale: int
     """How many examples' gradients need about the memory of encoding one image."""
 
+    wide: frozenset[str]
+    """Names of the constants that may be kept in a half-precision type: the large ones."""
     radius: float | None
     """About the norm of a feature, the head's input: a public constant to which features are clipped before their
     mean is released. None where the method can't be centred."""

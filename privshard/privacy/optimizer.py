@@ -114,8 +114,10 @@ class PrivateOptimizer(DPOptimizer):
             total = parameter.summed_grad  # pyright: ignore[reportAttributeAccessIssue]
             total = total.detach().to(parameter.device, torch.float64)
             if std > 0:
-                noise = self._stream.normal(parameter.numel()).mul_(std).view_as(parameter)
-                total = torch.nan_to_num(total, nan=0.0, posinf=0.0, neginf=0.0) + noise.to(parameter.device)
+                noise = self._stream.normal(parameter.numel(), device=str(parameter.device)).mul_(std)
+                total = torch.nan_to_num(total, nan=0.0, posinf=0.0, neginf=0.0) + noise.view_as(parameter).to(
+                    parameter.device
+                )
             parameter.grad = total.to(parameter.dtype)
 
     def step(self, closure: object = None) -> None:

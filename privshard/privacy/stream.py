@@ -104,14 +104,19 @@ class ChaChaStream:
         """The next `n` integers, uniform over 0 to 2^64 - 1."""
         return np.frombuffer(self.bytes(8 * n), dtype="<u8")
 
-    def normal(self, n: int) -> Tensor:
-        """The next `n` standard Gaussians, float64 on the CPU.
+    def normal(self, n: int, *, device: str = "cpu") -> Tensor:
+        """The next `n` standard Gaussians, float64, on `device`; a CUDA device draws the same numbers itself.
 
         Box-Muller on pairs of uniforms of 53 bits in (0, 1]: z_2i = sqrt(-2 log u_2i) cos(2 pi u_2i+1), z_2i+1 the
         same with sin. Tails are exact to sqrt(2 * 53 log 2) = 8.57 standard deviations, where they end.
         """
         import torch
 
+        if device.startswith("cuda"):
+            from privshard.privacy import gpu_stream
+
+            first, self.position = self.position, self.position - (-8 * n // BLOCK_BYTES)
+            return gpu_stream.normal(self._key, block=first, n=n, device=torch.device(device))
         out = torch.empty(n + n % 2, dtype=torch.float64)
         for start in range(0, len(out), _CHUNK_WORDS):
             _box_muller_(out[start : start + _CHUNK_WORDS], self)

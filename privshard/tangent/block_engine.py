@@ -28,6 +28,7 @@ class BlockEngine:
     name = "tangent"
     space: Space = "tangent"
     batch_scale = 1
+    wide = frozenset({"tokens"})
 
     def __init__(self, view: ViTView, *, first_block: int, center_D: Tensor | float = 0.0) -> None:
         self._view = view

@@ -38,6 +38,7 @@ class ClassRowEngine:
     name = "tangent"
     space: Space = "tangent"
     batch_scale = 8
+    wide = frozenset({"n1"})
 
     def __init__(self, view: ViTView, *, center_D: Tensor | float = 0.0) -> None:
         self._view = view
@@ -173,6 +174,10 @@ def _covariance_product(c: Constants, x_BHD: Tensor) -> Tensor:
     minus the mean token times sum_j a_j (x . n_j): a covariance, hence its own transpose, so one function carries
     tangents forward and cotangents back.
     """
+    if c["n1"].is_cuda and c["n1"].dtype == torch.bfloat16:
+        from privshard.tangent import kernels
+
+        return kernels.covariance_product(c["n1"], c["probs"], c["mean"], x_BHD)
     scores_BHN = x_BHD @ c["n1"].mT
     weights_BHN = c["probs"] * scores_BHN
     return (weights_BHN - c["probs"] * weights_BHN.sum(-1, keepdim=True)) @ c["n1"]

@@ -42,6 +42,17 @@ class Places:
 
     places: Sequence[Outer | Direct]
 
+    def float(self) -> Places:
+        """The same factors in fp32: what is normed and summed is then exactly what they say."""
+        return Places(
+            [
+                Direct(place.name, place.g_BP.float())
+                if isinstance(place, Direct)
+                else Outer(place.name, place.b_BTGO.float(), place.a_BTGI.float())
+                for place in self.places
+            ]
+        )
+
     def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
         """Squared norm (U,) of each unit's gradient over all parameters."""
         slots_UM = _slots(unit_B, num_units)

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Layer normalization without its affine part: (x - mean) / s with s = sqrt(var + eps); returns it and 1 / s."""
-    centered = x - x.mean(dim=-1, keepdim=True)
+    """Layer normalization without its affine part: (x - mean) / s with s = sqrt(var + eps); returns it and 1 / s.
+
+    Half-precision input is normalized in fp32 and rounded once.
+    """
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    centered = wide - wide.mean(dim=-1, keepdim=True)
     rstd = torch.rsqrt(centered.square().mean(dim=-1, keepdim=True) + eps)
-    return centered * rstd, rstd
+    return (centered * rstd).to(x.dtype), rstd.to(x.dtype)
 
 
 def normalize_tangent(n: Tensor, rstd: Tensor, dx: Tensor) -> Tensor:

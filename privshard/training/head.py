@@ -24,6 +24,7 @@ class HeadMethod:
     name = "head"
     space: Space = "tangent"
     batch_scale = 64
+    wide: frozenset[str] = frozenset()
 
     def __init__(self, view: ViTView, *, center_D: Tensor | float = 0.0) -> None:
         self._view = view

@@ -37,7 +37,9 @@ def encode(
     for images in batches:
         with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
             part = method.encode(images.to(device, non_blocking=True))
-        parts.append({name: tensor.float() for name, tensor in part.items()})
+        parts.append(
+            {name: tensor.to(dtype if name in method.wide else torch.float32) for name, tensor in part.items()}
+        )
         on_batch(len(images))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else None
 
@@ -52,6 +54,7 @@ def train_shard(
     params: TrainingParams,
     root_key: bytes,
     max_rows: int = 512,
+    dtype: torch.dtype = torch.float32,
     on_step: OnStep = lambda done, total: None,
 ) -> Trained:
     """Learn one displacement under `plan`, from zero.
@@ -63,7 +66,7 @@ def train_shard(
 
     Guaranteed: (epsilon, delta) of `plan` for everything in the returned tensors, as the accountant composed it; the
     optimizer refuses to run anything but the plan. Given `root_key`, the result is a function of the shard's rows in
-    canonical order, the plan, the thread count and `max_rows`: bit for bit.
+    canonical order, the plan, the thread count, `max_rows` and `dtype`: bit for bit.
 
     labels_B: class indices, in the rows' order. unit_of_row: example id or subject of each row. root_key: 32 bytes,
     fresh and never stored in production; sampling and noise keys are derived from it separately.
@@ -98,6 +101,7 @@ def train_shard(
                 loss=params.loss,
                 max_grad_norm=plan.max_grad_norm if plan.private else None,
                 max_rows=max_rows,
+                dtype=dtype,
             )
         optimizer.release(sums)
         tail.add(step)

@@ -25,11 +25,15 @@ def clipped_sum(
     loss: str,
     max_grad_norm: float | None,
     max_rows: int = 512,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor] | None:
     """sum_u clip(g_u, C) over the taken units, g_u the sum of the gradients of u's examples; None without any unit.
 
     Exact: every unit's norm is that of its whole gradient over all parameters (tests/training/test_step.py compares
     with a per-example loop). A unit whose gradient isn't finite contributes nothing. Batches change only rounding.
+
+    dtype: of the frozen computation. The gradients' factors may be rounded by it, but norms and sums are taken of the
+    rounded factors in fp32, so the bound C holds for every type.
 
     constants, labels_B: the whole shard's, rows in canonical order. taken: positions of units. max_grad_norm: C, or
     None for no clipping.
@@ -40,8 +44,10 @@ def clipped_sum(
         unit_B = torch.from_numpy(unit_of_row).to(labels_B.device)
         whole = len(rows) == len(labels_B) and bool((np.diff(rows) == 1).all())
         batch = constants if whole else {name: tensor[at] for name, tensor in constants.items()}
-        cotangent_BC = cotangent(loss, method.logits(batch, displacement), labels_B[at])
-        gradients = method.gradients(batch, displacement, cotangent_BC)
+        with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            cotangent_BC = cotangent(loss, method.logits(batch, displacement).float(), labels_B[at])
+            gradients = method.gradients(batch, displacement, cotangent_BC)
+        gradients = gradients if dtype == torch.float32 else gradients.float()
         squared_U = gradients.squared_norms(unit_B, int(unit_of_row[-1]) + 1)
         if max_grad_norm is None:
             factor_U = torch.isfinite(squared_U).to(squared_U.dtype)

@@ -129,3 +129,23 @@ def test_the_whole_shard_in_one_batch_is_not_copied(prepare, monkeypatch):
     run(method, shard, displacement, Units.of(sorted(IDS)), np.arange(1, len(IDS)))
     assert seen[0] is shard.constants
     assert len(next(iter(seen[1].values()))) == len(IDS) - 1
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("unit", ["example", "subject"])
+def test_half_precision_changes_rounding_but_never_the_bound(prepare, kind, unit):
+    method, _, shard, displacement = prepare(kind)
+    units = Units.of(sorted(IDS) if unit == "example" else shard.subjects)
+    bound = 0.05
+    for name in method.wide:
+        shard.constants[name] = shard.constants[name].bfloat16()
+    for one in range(len(units)):
+        found = run(method, shard, displacement, units, np.array([one]), max_grad_norm=bound, dtype=torch.bfloat16)
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+        assert squared_norm(found) ** 0.5 <= bound * (1 + 1e-5)
+    rough = run(method, shard, displacement, units, np.arange(len(units)), dtype=torch.bfloat16)
+    for name in method.wide:
+        shard.constants[name] = shard.constants[name].float()
+    exact = run(method, shard, displacement, units, np.arange(len(units)))
+    difference = {name: rough[name] - exact[name] for name in exact}
+    assert squared_norm(difference) ** 0.5 <= 0.05 * squared_norm(exact) ** 0.5
