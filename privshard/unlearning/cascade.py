@@ -95,6 +95,7 @@ def execute(
         metrics_after=metrics_after,
         spend=spend_after(shard),
         statement=statement(after),
+        counted=ledger.noisy_count() is not None,
         insecure=ledger.get("insecure_seed") is not None,
     )
     tell("commit", 2)

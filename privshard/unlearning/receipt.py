@@ -23,6 +23,10 @@ MEANING: Mapping[str | None, str] = {
     "dp_bound": "The model was not changed; differential privacy bounds what it can reveal about the subject.",
     None: "No component of the model has learnt from the erased rows; the model was not changed.",
 }
+_COUNTED = (
+    " All components are scaled by one noisy count of everybody, taken before the first training; what it can reveal "
+    "is bounded by differential privacy and included in the spend."
+)
 OUT_OF_SCOPE = (
     "models that were exported or published before",
     "backups",
@@ -49,13 +53,15 @@ def make_receipt(
     metrics_after: Mapping[str, Any] | None,
     spend: PrivacySpend,
     statement: str,
+    counted: bool,
     insecure: bool,
 ) -> dict[str, Any]:
     """The receipt of a completed removal as plain JSON, unsigned.
 
     It holds no raw identifier. Its counts and the shard are confidential: it is for the subject, the operator and
     their auditors. Once completed, the subject is suppressed. component_after: what replaced a retrained component.
-    spend: of the subject's shard, this removal included. statement: of the model's guarantee by now.
+    spend: of the subject's shard, this removal included. counted: a noisy count that included the subject is
+    in use. statement: of the model's guarantee by now.
     """
     return {
         "id": plan.request.id,
@@ -64,7 +70,7 @@ def make_receipt(
         "status": "done",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "guarantee": plan.guarantee,
-        "meaning": MEANING[plan.guarantee],
+        "meaning": MEANING[plan.guarantee] + (_COUNTED if counted else ""),
         "actions": [asdict(action) for action in plan.actions],
         "component_after": component_after,
         "rows_erased": {"train": plan.num_train_rows, "eval": plan.num_eval_rows},

@@ -236,6 +236,13 @@ def test_a_receipt_without_differential_privacy_says_so(world):
     assert receipt["insecure"] is True
 
 
+def test_a_receipt_tells_of_a_noisy_count_that_included_the_subject(world):
+    subject, other = world.rows(1).subjects[0], world.rows(2).subjects[0]
+    assert "noisy count" not in world.forget(subject, "drop")["meaning"]
+    world.workspace.ledger.record_count(9.0, noise_multiplier=20.0, nominal=9.0)
+    assert "noisy count" in world.forget(other, "drop")["meaning"]
+
+
 def test_auto_drops_what_the_budget_refuses(world):
     world.budget = 1
     receipt = world.forget(world.rows(1).subjects[0], "auto")
