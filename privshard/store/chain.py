@@ -37,11 +37,11 @@ def _broken_links(entries: Sequence[Entry]) -> list[str]:
         if entry.seq != seq + 1:
             found.append(f"Entry {entry.seq} follows entry {seq}: what was between them is missing, or was moved.")
         if entry.true_digest != entry.digest:
-            found.append(f"{_name(entry)} is not what was written: its content has another digest than it says.")
+            found.append(f"{entry.name} is not what was written: its content has another digest than it says.")
         if entry.previous != digest:
-            found.append(f"{_name(entry)} does not continue the entry before it: one of the two was changed or moved.")
+            found.append(f"{entry.name} does not continue the entry before it: one of the two was changed or moved.")
         if entry.created < created:
-            found.append(f"{_name(entry)} says {entry.created}, earlier than the entry before it.")
+            found.append(f"{entry.name} says {entry.created}, earlier than the entry before it.")
         seq, digest, created = entry.seq, entry.digest, entry.created
     return found
 
@@ -53,17 +53,17 @@ def _contradictions(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         before, excluded = _FOLLOWS.get(entry.kind, (None, None))
         if before and (before, entry.run_id) not in seen:
-            found.append(f"{_name(entry)} has no {before} before it.")
+            found.append(f"{entry.name} has no {before} before it.")
         if excluded and (excluded, entry.run_id) in seen:
-            found.append(f"{_name(entry)} contradicts an earlier {excluded} of the same run.")
+            found.append(f"{entry.name} contradicts an earlier {excluded} of the same run.")
         if (entry.kind == GENESIS) != (entry is entries[0]):
-            found.append(f"{_name(entry)}: the first entry, and no other, names the workspace.")
+            found.append(f"{entry.name}: the first entry, and no other, names the workspace.")
         if entry.run_id is not None and (entry.kind, entry.run_id) in seen:
-            found.append(f"{_name(entry)} occurs twice.")
+            found.append(f"{entry.name} occurs twice.")
         if entry.kind == "model":
             models += 1
             if entry.run_id != model_run_id(models):
-                found.append(f"{_name(entry)} should be model version {models}.")
+                found.append(f"{entry.name} should be model version {models}.")
         seen.add((entry.kind, entry.run_id))
     return found
 
@@ -71,8 +71,3 @@ def _contradictions(entries: Sequence[Entry]) -> list[str]:
 def model_run_id(version: int) -> str:
     """The run id of a model version's entry, which makes versions unique."""
     return f"v{version:04d}"
-
-
-def _name(entry: Entry) -> str:
-    run = f", {entry.run_id}" if entry.run_id else ""
-    return f"Entry {entry.seq} ({entry.kind}{run})"

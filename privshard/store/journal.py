@@ -13,19 +13,17 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from privshard.core.errors import InputError
-from privshard.store.ledger_schema import (
-    ENTRIES,
-    GENESIS,
-    SCHEMA_VERSION,
-    Entry,
+from privshard.core.errors import InputError, VerificationError
+from privshard.store.database import (
     begin_alone,
+    create_alone,
+    damage,
     explained,
     make_engine,
     readable,
-    seal,
     sqlite_path,
 )
+from privshard.store.ledger_schema import ENTRIES, GENESIS, SCHEMA_VERSION, Entry, seal
 
 
 class Journal:
@@ -45,6 +43,7 @@ class Journal:
         """A new journal, committed with its first entry; InputError where there is one."""
         journal = Journal(place)
         with explained(journal.place), journal._engine.begin() as connection:
+            create_alone(connection)
             connection.execute(CreateTable(ENTRIES, if_not_exists=True))
             for index in ENTRIES.indexes:
                 connection.execute(CreateIndex(index, if_not_exists=True))
@@ -62,7 +61,9 @@ class Journal:
             raise InputError(
                 f"Expected a ledger at {journal.place}, found none.", remedy="Make a workspace with `privshard train`."
             )
-        schema = journal.genesis.data["schema"]
+        schema = journal.genesis.data.get("schema")
+        if not isinstance(schema, int):
+            raise journal.genesis.damaged("it names no schema")
         if schema > SCHEMA_VERSION:
             raise InputError(
                 f"Expected a ledger of schema {SCHEMA_VERSION} or older at {journal.place}, got schema {schema}.",
@@ -82,7 +83,13 @@ class Journal:
     @property
     def genesis(self) -> Entry:
         """The first entry, which names the workspace."""
-        return self.entries(GENESIS)[0]
+        found = self.entries(GENESIS)
+        if not found:
+            raise VerificationError(
+                f"Expected a sound ledger at {self.place}, got one whose first entry is missing.",
+                remedy="Restore it from a backup.",
+            )
+        return found[0]
 
     @property
     def head(self) -> tuple[int, str]:
@@ -128,7 +135,12 @@ class Journal:
         if run_id is not None:
             query = query.where(ENTRIES.c.run_id == run_id)
         with self._connection() as connection:
-            return [Entry(*row) for row in connection.execute(query)]
+            return [Entry.read(row) for row in connection.execute(query)]
+
+    def damage(self) -> list[str]:
+        """What the database itself finds broken below the entries."""
+        with self._connection() as connection:
+            return damage(connection)
 
     @property
     def _current(self) -> sql.Connection | None:
@@ -148,10 +160,21 @@ class Journal:
         if path is not None and not path.is_file():
             return False
         with self._connection() as connection:
-            found = sql.inspect(connection).has_table(ENTRIES.name)
-        return found and bool(self.entries(GENESIS))
+            tables = sql.inspect(connection).get_table_names()
+        if path is not None and tables and ENTRIES.name not in tables:
+            raise VerificationError(
+                f"Expected a ledger at {self.place}, got a database without its table.",
+                remedy="Restore it from a backup.",
+            )
+        if ENTRIES.name not in tables:
+            return False
+        if self.entries(GENESIS):
+            return True
+        for entry in self.entries():
+            raise entry.damaged("the first entry names the workspace")
+        return False
 
 
 def _last(connection: sql.Connection) -> Entry | None:
     row = connection.execute(sql.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(1)).first()
-    return None if row is None else Entry(*row)
+    return None if row is None else Entry.read(row)

@@ -9,6 +9,7 @@ from privshard.core.errors import InputError
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 LEDGER = "ledger.db"
+LEDGER_URL = "ledger.url"
 COMPONENTS = "components"
 PRIVATE = "private"
 

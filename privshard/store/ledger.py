@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from privshard.core.digest import canonical_json
-from privshard.core.errors import InputError
+from privshard.core.errors import InputError, VerificationError
 from privshard.core.model import Composition
 from privshard.core.privacy import MechanismPlan
 from privshard.core.removal import RemovalRequest
@@ -18,6 +18,7 @@ from privshard.store.journal import Journal
 from privshard.store.ledger_schema import Entry
 
 Admit = Callable[[list[MechanismPlan]], None]
+AdmitWorkspace = Callable[[dict[int, list[MechanismPlan]]], None]
 
 
 class Ledger:
@@ -83,19 +84,41 @@ class Ledger:
 
     def verify_chain(self, *, anchor: tuple[int, str] | None = None) -> list[str]:
         """Problems of the chain in plain words, naming the entry; empty if it is sound. See `chain.problems`."""
-        return chain.problems(self._journal.entries(), anchor=anchor)
+        return [*self._journal.damage(), *chain.problems(self._journal.entries(), anchor=anchor)]
+
+    def require_sound(self) -> None:
+        """VerificationError, naming the first damaged entry, unless the chain is sound: whoever decides by it, asks."""
+        problems = chain.problems(self._journal.entries())
+        if problems:
+            more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
+            raise VerificationError(
+                f"Expected a sound ledger at {self._journal.place}, but: {problems[0]}{more}",
+                remedy="Restore the ledger from a backup; until then nothing can be spent.",
+            )
 
     # Privacy spends
 
-    def reserve(self, run_id: str, *, shard: int, attempt: int, plan: MechanismPlan, admit: Admit) -> views.Reservation:
+    def reserve(
+        self,
+        run_id: str,
+        *,
+        shard: int,
+        attempt: int,
+        plan: MechanismPlan,
+        admit: Admit,
+        admit_workspace: AdmitWorkspace | None = None,
+    ) -> views.Reservation:
         """Reserve the spend of one training before its first noisy step.
 
-        In one transaction: `admit` gets the plans that count as spent on the shard with `plan` at the end, and raises
-        BudgetError to refuse; nothing is written then. The same run with an equal plan returns what is recorded,
-        without a second entry or a second `admit`: look at its state, since a run that was started and did not
-        report may have released something. InputError for another plan, a voided run, or an attempt used before.
+        In one transaction: `admit` gets the plans that count as spent on the shard with `plan` at the end, and
+        `admit_workspace` those of all shards, by shard; either raises BudgetError to refuse, and nothing is written
+        then. The same run with an equal plan returns what is recorded, without a second entry or a second `admit`:
+        look at its state, since a run that was started and did not report may have released something. InputError for
+        another plan, a voided run, or an attempt used before; VerificationError where the chain is not sound, because
+        what was spent is then unknown.
         """
         with self.transaction():
+            self.require_sound()
             held = {item.run_id: item for item in self._reservations(run_id=run_id)}.get(run_id)
             if held is not None:
                 return _same_run(held, shard=shard, attempt=attempt, plan=plan)
@@ -106,6 +129,9 @@ class Ledger:
                     remedy=f"Take {self.next_attempt(shard)}.",
                 )
             admit([*_spent(mine), plan])
+            if admit_workspace is not None:
+                spent = self.spent_by_shard()
+                admit_workspace({**spent, shard: [*spent.get(shard, []), plan]})
             self._journal.append("reserve", run_id=run_id, shard=shard, data={"attempt": attempt, "plan": asdict(plan)})
             return self._reservations(run_id=run_id)[0]
 
@@ -124,6 +150,14 @@ class Ledger:
     def spent_plans(self, shard: int) -> list[MechanismPlan]:
         """The plans that count as spent on a shard: all that were reserved and not voided."""
         return _spent(self._reservations(shard=shard))
+
+    def spent_by_shard(self) -> dict[int, list[MechanismPlan]]:
+        """Shard -> the plans that count as spent on it, of every shard that has any."""
+        held: dict[int, list[MechanismPlan]] = {}
+        for item in self._reservations():
+            if item.state != "voided":
+                held.setdefault(item.shard, []).append(item.plan)
+        return held
 
     def next_attempt(self, shard: int) -> int:
         """The number of a shard's next attempt; numbers are never used twice, voided ones included."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from privshard.core.errors import InputError
 from privshard.core.model import Composition
 from privshard.core.privacy import MechanismPlan
 from privshard.core.removal import RemovalRequest
@@ -63,8 +64,10 @@ def reservations(entries: Iterable[Entry]) -> list[Reservation]:
     for entry in entries:
         if entry.kind == "reserve":
             found[entry.run_id] = _reservation(entry)
-        else:
+        elif entry.run_id in found:
             found[entry.run_id] = _closed(found[entry.run_id], entry)
+        else:
+            raise entry.damaged("nothing was reserved under its run id")
     return list(found.values())
 
 
@@ -101,11 +104,15 @@ def facts(entries: Iterable[Entry]) -> dict[str, Any]:
 
 
 def _reservation(entry: Entry) -> Reservation:
+    try:
+        attempt, plan = entry.data["attempt"], MechanismPlan(**entry.data["plan"])
+    except (KeyError, TypeError, InputError) as error:
+        raise entry.damaged(f"it holds no plan ({error})") from error
     return Reservation(
         run_id=str(entry.run_id),
         shard=int(entry.shard or 0),
-        attempt=entry.data["attempt"],
-        plan=MechanismPlan(**entry.data["plan"]),
+        attempt=attempt,
+        plan=plan,
         state="reserved",
         component=None,
         created=entry.created,

@@ -14,8 +14,10 @@ from privshard.core.digest import keyed_digest
 from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.core.model import ComponentRecord
 from privshard.store import components, layout, signing
+from privshard.store.database import LEDGER_ENV
 from privshard.store.disk import make_folder
 from privshard.store.ledger import Ledger
+from privshard.store.ledger_place import claim, ledger_place
 from privshard.store.lock import hold
 from privshard.store.manifest import describe
 from privshard.store.objects import ObjectStore
@@ -52,13 +54,15 @@ class Workspace:
 
         The facts "recipe_digest", "recipe_yaml", "insecure_seed" and "keys" are one commit point: before it an
         interrupted creation holds nothing, and the next one completes it. Keys are drawn before any data is seen.
-        ledger: a database URL, else `ledger.db` in the folder. insecure_seed: for tests, keys that anybody can
-        derive; the workspace stays marked by it. InputError, showing both, where another recipe or seed is there.
+        ledger: a database URL, else `ledger.db` in the folder (`store.ledger_place`). insecure_seed: for tests, keys
+        that anybody can derive; the workspace stays marked by it. InputError, showing both, where another recipe or
+        seed is there.
         """
         objects = ObjectStore(root)
-        place = _ledger_place(objects, ledger)
+        place = ledger_place(objects, ledger)
         if objects.is_local:
             make_folder(Path(objects.root), mode=0o700)
+        claim(objects, place)
         book = _open_or_create(place)
         with book.transaction():
             held = book.facts()
@@ -86,7 +90,7 @@ class Workspace:
     def open(root: str | os.PathLike[str], *, ledger: str | None = None) -> Workspace:
         """An existing workspace; InputError where there is none, ResourceError where its keys are missing."""
         objects = ObjectStore(root)
-        place = _ledger_place(objects, ledger)
+        place = ledger_place(objects, ledger)
         if not Ledger.exists(place):
             raise InputError(
                 f"Expected a workspace at {objects.root}, found none.",
@@ -98,6 +102,7 @@ class Workspace:
                 f"Expected a workspace at {objects.root}, found one whose creation was interrupted; it holds no data.",
                 remedy=f"Complete it with: privshard train --workspace {objects.root}",
             )
+        _check_owner(objects, book)
         return Workspace(objects.root, book.workspace_id, objects, book, _load_keys(book))
 
     def close(self) -> None:
@@ -205,15 +210,20 @@ class Workspace:
         return self.ledger.verify_chain(anchor=(manifest["ledger"]["entries"], manifest["ledger"]["head"]))
 
 
-def _ledger_place(objects: ObjectStore, ledger: str | None) -> str:
-    if ledger is not None:
-        return ledger
-    if not objects.is_local:
-        raise ResourceError(
-            f"Expected a database for the ledger of {objects.root}: SQLite needs a local disk.",
-            remedy="Give ledger: postgresql://…",
+def _check_owner(objects: ObjectStore, ledger: Ledger) -> None:
+    """InputError where a database is the ledger of another workspace than this folder's manifest names."""
+    if objects.is_local and objects.exists(layout.LEDGER):
+        return
+    try:
+        manifest = objects.read_json(layout.MANIFEST)
+    except VerificationError:  # missing or damaged, which is for `verify` to say
+        return
+    owner = manifest.get("workspace") if isinstance(manifest, dict) else None
+    if isinstance(owner, str) and owner != ledger.workspace_id:
+        raise InputError(
+            f"Workspace {objects.root}: expected the ledger of workspace {owner}, got that of {ledger.workspace_id}.",
+            remedy=f"Correct {LEDGER_ENV}, or {layout.LEDGER_URL} in the workspace.",
         )
-    return str(objects.local_path(layout.LEDGER))
 
 
 def _open_or_create(place: str) -> Ledger:

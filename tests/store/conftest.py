@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import postgres
 import pytest
 
 from privshard.core.privacy import MechanismPlan
+from privshard.store.ledger import Ledger
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +28,28 @@ def plan():
         delta=1e-5,
         accountant="rdp",
     )
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A PostgreSQL server of this test run."""
+    reason = postgres.missing()
+    if reason:
+        pytest.skip(reason)
+    with postgres.running_server() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_place(request, tmp_path):
+    """Where a ledger may be made, in a file and on a server."""
+    if request.param == "sqlite":
+        return str(tmp_path / "ledger.db")
+    return request.getfixturevalue("server").database()
+
+
+@pytest.fixture
+def place(empty_place):
+    """A new ledger, in a file and on a server."""
+    Ledger.create(empty_place, workspace_id="w1").close()
+    return empty_place

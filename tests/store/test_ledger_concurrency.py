@@ -10,21 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from privshard.core.errors import BudgetError, PrivshardError
+from privshard.core.errors import BudgetError, InputError, PrivshardError
+from privshard.core.privacy import MechanismPlan
+from privshard.privacy.budget import admit, admit_workspace
+from privshard.privacy.plan import spend_of
 from privshard.store.ledger import Ledger
 
 FORK = multiprocessing.get_context("fork")
 
 
+PLAN = MechanismPlan("example", 1.0, 1, 1.0, 40.0, 10.0, 1e-5, "rdp")
+LIMIT = spend_of([PLAN] * 50).epsilon
+
+
 def admit_ten(plans):
     if len(plans) > 10:
         raise BudgetError("ten")
-
-
-@pytest.fixture
-def place(tmp_path):
-    Ledger.create(tmp_path / "ledger.db", workspace_id="w1").close()
-    return tmp_path / "ledger.db"
 
 
 def _reserve(place, number, plan):
@@ -54,17 +55,103 @@ def test_sixty_threads_of_one_ledger_get_ten_reservations(place, plan):
         _check_ten(place, list(pool.map(reserve, range(60))))
 
 
-def test_sixty_processes_get_ten_reservations(place, plan):
-    with FORK.Pool(12, maxtasksperchild=5) as pool:
-        outcomes = pool.starmap(_reserve, [(place, number, plan) for number in range(60)], chunksize=1)
-    _check_ten(place, outcomes)
-
-
 def _check_ten(place, outcomes):
     assert sorted(outcomes) == ["refused"] * 50 + ["reserved"] * 10
     with Ledger.open(place) as ledger:
         assert len(ledger.spent_plans(0)) == len(ledger.reservations()) == 10
         assert ledger.verify_chain() == []
+
+
+def _reserve_at_the_signal(place, runs, workspace_limit, gate, outcomes):
+    """Reserve all of `runs`, (number, shard), at once when the gate opens."""
+
+    def reserve(number, shard):
+        gate.wait()
+        try:
+            with Ledger.open(place) as ledger:
+                ledger.reserve(
+                    f"r{number}",
+                    shard=shard,
+                    attempt=number,
+                    plan=PLAN,
+                    admit=admit(LIMIT),
+                    admit_workspace=admit_workspace(workspace_limit),
+                )
+            return "reserved"
+        except BudgetError as error:
+            return f"refused {error.exit_code}"
+        except BaseException as error:  # whatever it was, the parent has to hear of it
+            return repr(error)
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        outcomes.put(list(pool.map(reserve, *zip(*runs, strict=True))))
+
+
+def _race(place, shards, *, processes, workspace_limit=None):
+    """Reservations of `shards`, all at once, spread over that many processes: how each ended, sorted."""
+    for times in range(1, 52):
+        spend_of([PLAN] * times)  # the accountant's answers are remembered, and children inherit that
+    gate, outcomes = FORK.Event(), FORK.Queue()
+    runs = list(enumerate(shards))
+    children = [
+        FORK.Process(
+            target=_reserve_at_the_signal, args=(place, runs[first::processes], workspace_limit, gate, outcomes)
+        )
+        for first in range(processes)
+    ]
+    for child in children:
+        child.start()
+    gate.set()
+    ended = [outcome for _ in children for outcome in outcomes.get(timeout=200)]
+    for child in children:
+        child.join(60)
+    return sorted(ended)
+
+
+@pytest.mark.parametrize("processes", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_of_two_hundred_reservations_at_once_exactly_the_fifty_that_fit_succeed(place, processes):
+    ended = _race(place, [0] * 200, processes=processes)
+    assert ended == ["refused 3"] * 150 + ["reserved"] * 50
+    with Ledger.open(place) as ledger:
+        spent = spend_of(ledger.spent_plans(0)).epsilon
+        assert len(ledger.reservations()) == 50
+        assert spent is not None
+        assert spent <= LIMIT < (spend_of([PLAN] * 51).epsilon or 0)
+        assert ledger.verify_chain() == []
+        assert ledger.head[0] == 51
+
+
+def test_a_limit_of_the_workspace_holds_for_every_shard(place):
+    """Ten reservations on each of four shards: the shards would admit 50 each, the workspace three."""
+    limit = spend_of([PLAN] * 3).epsilon
+    ended = _race(place, [number % 4 for number in range(40)], processes=5, workspace_limit=limit)
+    assert ended == ["refused 3"] * 28 + ["reserved"] * 12
+    with Ledger.open(place) as ledger:
+        assert {shard: len(plans) for shard, plans in ledger.spent_by_shard().items()} == dict.fromkeys(range(4), 3)
+        assert ledger.verify_chain() == []
+
+
+def _create(place, number, outcomes):
+    try:
+        Ledger.create(place, workspace_id=f"w{number}")
+        outcomes.put("made")
+    except InputError:
+        outcomes.put("found one")
+    except BaseException as error:
+        outcomes.put(repr(error))
+
+
+def test_of_many_creations_one_succeeds(empty_place):
+    outcomes = FORK.Queue()
+    children = [FORK.Process(target=_create, args=(empty_place, number, outcomes)) for number in range(12)]
+    for child in children:
+        child.start()
+    ended = sorted(outcomes.get(timeout=120) for _ in children)
+    for child in children:
+        child.join(60)
+    assert ended == ["found one"] * 11 + ["made"]
+    with Ledger.open(empty_place) as ledger:
+        assert ledger.head[0] == 1
 
 
 def test_sixty_threads_with_one_run_id_reserve_once(place, plan):
@@ -110,6 +197,7 @@ def _put_beyond_limit(place, outcome):
         outcome.put((error.kind, str(place) in str(error)))
 
 
+@pytest.mark.parametrize("empty_place", ["sqlite"], indirect=True)
 def test_full_disk_is_a_missing_resource_and_changes_nothing(place):
     outcome = FORK.Queue()
     child = FORK.Process(target=_put_beyond_limit, args=(place, outcome))

@@ -1,0 +1,145 @@
+"""Databases of the ledger, SQLite and PostgreSQL: how one is opened, locked, examined and explained."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy import event, exc
+from sqlalchemy.pool import NullPool
+
+from privshard.core.errors import InputError, ResourceError, VerificationError
+from privshard.store.ledger_schema import ENTRIES
+
+LEDGER_ENV = "PRIVSHARD_LEDGER"
+_BUSY_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S = 10
+_CREATION_LOCK = 0x70726976  # any number that others don't use
+_SERVER_FULL = ("too many clients", "too many connections", "remaining connection slots")
+_CORRUPT = ("malformed", "no such table", "no such column", "not a database")
+
+
+def make_engine(place: str | os.PathLike[str]) -> sql.Engine:
+    """An engine for a SQLite file or a database URL. Connections are not pooled, so forks and threads may share it."""
+    text = os.fspath(place)
+    url = parse_url(text) if "://" in text else sql.URL.create("sqlite", database=text)
+    if url.get_backend_name() != "sqlite":
+        try:
+            engine = sql.create_engine(url, poolclass=NullPool, isolation_level="READ COMMITTED")
+        except (ImportError, exc.ArgumentError) as error:
+            raise ResourceError(
+                f"Expected a driver for the ledger at {readable(text)}: {error}.",
+                remedy="Install it (for PostgreSQL: pip install 'privshard[postgres]'), or use a ledger on a local "
+                "disk.",
+            ) from error
+        event.listen(engine, "do_connect", _connect_when_free)
+        return engine
+    engine = sql.create_engine(
+        url, poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
+    )
+    event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def readable(place: str | os.PathLike[str]) -> str:
+    """The address of a ledger for people, without its password."""
+    text = os.fspath(place)
+    return parse_url(text).render_as_string(hide_password=True) if "://" in text else text
+
+
+def sqlite_path(place: str | os.PathLike[str]) -> Path | None:
+    """The file of a SQLite ledger, None for a database server."""
+    text = os.fspath(place)
+    if "://" not in text:
+        return Path(text)
+    url = parse_url(text)
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+
+
+def begin_alone(connection: sql.Connection) -> None:
+    """Open a transaction that no other writer's overlaps: what it reads stays true until it commits, durably."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_BUSY_TIMEOUT_S}s'")
+    connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+    connection.exec_driver_sql(f"LOCK TABLE {ENTRIES.name} IN EXCLUSIVE MODE")
+
+
+def create_alone(connection: sql.Connection) -> None:
+    """Let one client at a time create the table: a server's `IF NOT EXISTS` does not survive a race."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
+
+
+def damage(connection: sql.Connection) -> list[str]:
+    """What the database itself finds broken below the entries: pages and indexes of a SQLite file."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(5)")]
+    return [] if found == ["ok"] else [f"The database file is damaged: {problem}." for problem in found]
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turn a database's failures into errors for people; errors of the block itself pass."""
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError, exc.ProgrammingError) as error:
+        if any(sign in str(error.orig) for sign in _CORRUPT):
+            raise _unsound(place, error) from error
+        raise ResourceError(
+            f"Expected to use the ledger at {place}, but: {_one_line(error)}.",
+            remedy="Check that its disk has space and is writable (or that its server answers, knows this user and has "
+            f"the password, from {LEDGER_ENV} or ~/.pgpass), and run again.",
+        ) from error
+    except exc.DatabaseError as error:
+        raise _unsound(place, error) from error
+
+
+def _unsound(place: str, error: exc.DBAPIError) -> VerificationError:
+    return VerificationError(
+        f"Expected a sound ledger at {place}, but: {_one_line(error)}.", remedy="Restore it from a backup."
+    )
+
+
+def _one_line(error: exc.DBAPIError) -> str:
+    return " ".join(str(error.orig).split()).rstrip(".")
+
+
+def parse_url(text: str) -> sql.URL:
+    """A database URL with the driver that this package installs; InputError where it is none."""
+    try:
+        url = sql.make_url(text)
+    except (exc.ArgumentError, ValueError) as error:
+        raise InputError(
+            "ledger: expected a database URL, got one that can't be read.",
+            remedy="Write it as postgresql://user@host/database.",
+        ) from error
+    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
+
+
+def _connect_when_free(dialect: Any, _record: Any, arguments: Any, settings: Any) -> Any:
+    """Connect to a server; where all of its connections are taken, wait for one of the others to end."""
+    settings.setdefault("connect_timeout", _CONNECT_TIMEOUT_S)
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            return dialect.connect(*arguments, **settings)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if not any(sign in str(error) for sign in _SERVER_FULL) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.02, 0.2))
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    """Durable writes beside concurrent reads; damaged text is read as such, so that its entry can be named."""
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}").close()

@@ -1,0 +1,82 @@
+"""Where a workspace's ledger is: its own file, or a database that it points to."""
+
+from __future__ import annotations
+
+import os
+
+import sqlalchemy as sql
+
+from privshard.core.errors import InputError, ResourceError
+from privshard.store import layout
+from privshard.store.database import LEDGER_ENV, parse_url, readable
+from privshard.store.ledger import Ledger
+from privshard.store.objects import ObjectStore
+
+
+def ledger_place(objects: ObjectStore, asked: str | None = None) -> str:
+    """The file or database URL of a workspace's ledger.
+
+    `ledger.db` in the folder where it is; else the database that is asked for, that the environment variable
+    PRIVSHARD_LEDGER names, or that the workspace's `ledger.url` points to, which holds no password: the environment
+    variable adds it (or ~/.pgpass). InputError, showing both, where `asked` is another ledger than the workspace has;
+    ResourceError where a workspace that is no local folder names no database.
+    """
+    from_environment = os.environ.get(LEDGER_ENV) or None
+    pointer = _pointer(objects)
+    if objects.is_local and objects.exists(layout.LEDGER):
+        if asked is not None:
+            raise _another(objects, has=layout.LEDGER, asked=asked)
+        return str(objects.local_path(layout.LEDGER))
+    if asked is not None:
+        if pointer is not None and without_password(asked) != without_password(pointer):
+            raise _another(objects, has=pointer, asked=asked)
+        known = from_environment if parse_url(asked).password is None else None
+        return known if known and without_password(known) == without_password(asked) else asked
+    if from_environment or pointer:
+        return from_environment or str(pointer)
+    if not objects.is_local:
+        raise ResourceError(
+            f"Expected a database for the ledger of {objects.root}: SQLite needs a local disk.",
+            remedy=f"Give ledger: postgresql://… in the recipe, or set {LEDGER_ENV}.",
+        )
+    return str(objects.local_path(layout.LEDGER))
+
+
+def claim(objects: ObjectStore, place: str) -> None:
+    """Let the workspace point to its database before anything is in it; nothing happens for a file of its own.
+
+    InputError where the database holds the ledger of a workspace that this one does not point to: one database can't
+    serve two.
+    """
+    if "://" not in place or _pointer(objects) is not None:
+        return
+    if Ledger.exists(place):
+        with Ledger.open(place) as ledger:
+            owner = ledger.workspace_id
+        raise InputError(
+            f"The ledger at {readable(place)} belongs to another workspace ({owner}).",
+            remedy="Give every workspace a database of its own, or open that workspace where it is.",
+        )
+    objects.write(layout.LEDGER_URL, f"{without_password(place)}\n".encode())
+
+
+def without_password(place: str) -> str:
+    """A database URL as it may be written down."""
+    url = parse_url(place)
+    query = {key: value for key, value in url.query.items() if key != "password"}
+    return sql.URL.create(
+        url.drivername, username=url.username, host=url.host, port=url.port, database=url.database, query=query
+    ).render_as_string()
+
+
+def _pointer(objects: ObjectStore) -> str | None:
+    if not objects.exists(layout.LEDGER_URL):
+        return None
+    return objects.read(layout.LEDGER_URL).decode("utf-8", "replace").strip()
+
+
+def _another(objects: ObjectStore, *, has: str, asked: str) -> InputError:
+    return InputError(
+        f"Workspace {objects.root}: its ledger is {has}, got {without_password(asked)}.",
+        remedy=f"Leave ledger out. Where the database has moved, change {layout.LEDGER_URL} in the workspace.",
+    )
