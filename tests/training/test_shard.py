@@ -239,6 +239,20 @@ def test_the_component_is_the_mean_of_the_last_iterates(make_method, make_shard,
     torch.testing.assert_close(found, torch.stack(iterates[first:]).mean(0), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_half_precision_trains_nearly_the_same_and_as_reproducibly(make_method, make_shard, kind):
+    method, _ = make_method(kind)
+    shard = make_shard(method, IDS)
+    plan = replace(PLAN, mean_releases=1)
+    exact = train(method, shard, plan=plan)
+    for name in method.wide:
+        shard.constants[name] = shard.constants[name].bfloat16()
+    rough = train(method, shard, plan=plan, dtype=torch.bfloat16)
+    assert same_bits(rough, train(method, shard, plan=plan, dtype=torch.bfloat16))
+    assert {tensor.dtype for tensor in rough.values()} == {torch.float32}
+    assert 0 < float((flat(rough) - flat(exact)).norm()) < 0.05 * float(flat(exact).norm())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("noise_multiplier", [0.7, 0.0])
 def test_a_subject_that_is_not_finite_contributes_nothing(make_method, make_shard, noise_multiplier, bad):
