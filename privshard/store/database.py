@@ -99,18 +99,18 @@ def explained(place: str) -> Iterator[None]:
             remedy="Check that its disk has space and is writable (or that its server answers, knows this user and has "
             f"the password, from {LEDGER_ENV} or ~/.pgpass), and run again.",
         ) from error
-    except exc.DatabaseError as error:
+    except (exc.DatabaseError, UnicodeDecodeError) as error:
         raise _unsound(place, error) from error
 
 
-def _unsound(place: str, error: exc.DBAPIError) -> VerificationError:
+def _unsound(place: str, error: Exception) -> VerificationError:
     return VerificationError(
         f"Expected a sound ledger at {place}, but: {_one_line(error)}.", remedy="Restore it from a backup."
     )
 
 
-def _one_line(error: exc.DBAPIError) -> str:
-    return " ".join(str(error.orig).split()).rstrip(".")
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "orig", error)).split()).rstrip(".")
 
 
 def parse_url(text: str) -> sql.URL:

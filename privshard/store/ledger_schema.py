@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from privshard.core.errors import InputError, VerificationError
 SCHEMA_VERSION = 1
 GENESIS = "workspace"
 CLOCK_NOTE = "clock_read"
+_CLOCK_TOLERANCE_S = 60
 
 METADATA = sql.MetaData()
 ENTRIES = sql.Table(
@@ -93,8 +95,17 @@ class Entry:
 
 
 def seal(previous: Entry | None, *, kind: str, shard: int | None, run_id: str | None, data: Mapping[str, Any]) -> Entry:
-    """The entry that follows `previous`. Time never runs backwards: a clock that does is noted in the payload."""
+    """The entry that follows `previous`. Time never runs backwards: what a clock that does reads is noted in the
+    payload, and said in a warning where it is more than a minute off. Order is kept by `seq`, so nothing that is
+    guaranteed depends on clocks."""
     now = utc_now()
+    if previous and previous.created > now and _seconds(now, previous.created) > _CLOCK_TOLERANCE_S:
+        warnings.warn(
+            f"The clock of this machine says {now}, earlier than the ledger's last entry ({previous.created}); the new "
+            "entry is dated like that one. Set the clock.",
+            UserWarning,
+            stacklevel=2,
+        )
     created = max(now, previous.created) if previous else now
     noted = dict(data) if created == now else {**data, CLOCK_NOTE: now}
     try:
@@ -104,6 +115,13 @@ def seal(previous: Entry | None, *, kind: str, shard: int | None, run_id: str | 
     seq, last = (previous.seq + 1, previous.digest) if previous else (1, "")
     unsealed = Entry(seq, kind, shard, run_id, payload, created, last, "")
     return replace(unsealed, digest=unsealed.true_digest)
+
+
+def _seconds(earlier: str, later: str) -> float:
+    try:
+        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def utc_now() -> str:

@@ -310,7 +310,8 @@ def test_facts_last_one_wins_and_unchanged_ones_add_nothing(ledger):
 def test_a_clock_that_runs_backwards_is_noted(ledger, monkeypatch, tmp_path):
     early = "2001-01-01T00:00:00.000000+00:00"
     monkeypatch.setattr(ledger_schema, "utc_now", lambda: early)
-    ledger.put("a", 1)
+    with pytest.warns(UserWarning, match="clock of this machine"):
+        ledger.put("a", 1)
     (noted,) = Journal.open(tmp_path / "ledger.db").entries("fact")
     assert noted.created == ledger.created
     assert noted.data["clock_read"] == early
