@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privshard.api.auditing import audit as audit
     from privshard.api.reading import budget as budget
     from privshard.api.reading import evaluate as evaluate
     from privshard.api.reading import import_folder as import_folder
@@ -22,6 +23,7 @@ _HOMES = {
     **dict.fromkeys(("budget", "evaluate", "import_folder", "influence", "predict", "verify"), "privshard.api.reading"),
     "Recipe": "privshard.api.recipe",
     "Workspace": "privshard.store.workspace",
+    "audit": "privshard.api.auditing",
     "forget": "privshard.api.removal",
     "plan_training": "privshard.api.training",
     "train": "privshard.api.training",

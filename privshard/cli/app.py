@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privshard.cli import render
+from privshard.cli import render, render_audit
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
 from privshard.core.errors import VerificationError
@@ -38,6 +38,14 @@ class Mode(StrEnum):
     auto = "auto"
     drop = "drop"
     retrain = "retrain"
+
+
+class AuditKind(StrEnum):
+    """Which attack an audit runs."""
+
+    step = "step"
+    run = "run"
+    removal = "removal"
 
 
 WorkspaceArgument = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Directory or URI of the workspace.")]
@@ -182,6 +190,31 @@ def verify(workspace: WorkspaceArgument, as_json: JsonOption = False, debug: Deb
     failed = VerificationError.exit_code
     return frame.execute(
         lambda _: _api().verify(workspace), show=render.verify, status=lambda result: 0 if result["ok"] else failed
+    )
+
+
+@app.command()
+def audit(
+    workspace: WorkspaceArgument,
+    kind: Annotated[
+        AuditKind,
+        typer.Option(help="step attacks every release; run, finished components; removal, models before and after."),
+    ] = AuditKind.step,
+    canaries: Annotated[int | None, typer.Option(metavar="N", help="How many canaries; more prove more.")] = None,
+    confidence: Annotated[float, typer.Option(help="Confidence of the lower bound.")] = 0.95,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a report to open.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Attack the workspace's privacy claim with canaries; exit status 5 where the claim does not survive."""
+    frame = Frame("audit", as_json=as_json, debug=debug)
+    failed = VerificationError.exit_code
+    return frame.execute(
+        lambda on_progress: _api().audit(
+            workspace, kind=kind.value, canaries=canaries, confidence=confidence, html=html, on_progress=on_progress
+        ),
+        show=render_audit.audit,
+        status=lambda result: 0 if result["ok"] else failed,
     )
 
 
