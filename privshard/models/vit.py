@@ -7,6 +7,7 @@ here, with the path of the module.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm.layers as timm_layers
 import torch
@@ -175,7 +176,7 @@ def _view_block(name: str, block: nn.Module) -> BlockView:
     )
 
 
-def _required(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]):
+def _required(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Any:
     if not isinstance(module, kinds):
         raise _unsupported(path, module, " or ".join(kind.__name__ for kind in kinds))
     if isinstance(module, nn.LayerNorm) and (module.weight is None or module.bias is None):
@@ -183,7 +184,7 @@ def _required(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]):
     return module
 
 
-def _optional(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]):
+def _optional(path: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Any:
     return None if isinstance(module, nn.Identity) else _required(path, module, kinds)
 
 
