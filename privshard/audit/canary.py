@@ -17,7 +17,7 @@ from privshard.core.method import Constants, Method
 
 PARAMETER = "canary.direction"
 LABEL = 1
-_LATER = 10.0
+_LARGE = 10.0
 
 
 @dataclass
@@ -33,8 +33,9 @@ class CanaryMethod:
 
     This is the worst case of a clipped Gaussian mechanism, where a unit moves the release by exactly C in a direction
     that the attacker knows. Coordinates are independent mechanisms, since no clipping of one canary depends on
-    another: a single run holds as many experiments as there are coordinates. The raw norm is C at zero displacement
-    and ten times that as soon as the coordinate has moved, so that a norm which is computed once and kept shows.
+    another: a single run holds as many experiments as there are coordinates. Raw norms are C or ten times that: of
+    even canaries C until their coordinate has moved and 10 C afterwards, of odd ones the reverse. So every batch holds
+    both, and a norm that is computed once and kept, or for the batch as a whole, shows.
 
     num_coordinates: P; constants have one `coordinate` a canary, below P. max_grad_norm: C.
     """
@@ -71,8 +72,12 @@ class CanaryMethod:
         return dict(displacement)
 
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
-        """The coordinate's displacement and 0, (B, 2): an attacker who asks the model sees how far it moved."""
-        moved_B = displacement[PARAMETER][constants["coordinate"]]
+        """(2 |g_k| times the coordinate's displacement, 0), (B, 2): whoever asks the model sees how far it moved.
+
+        |g_k| is the raw norm at zero displacement, where this has the gradient |g_k| e_k by cross entropy at label 1.
+        """
+        at_B = constants["coordinate"]
+        moved_B = 2 * self._norms(at_B, torch.zeros_like(at_B)) * displacement[PARAMETER][at_B]
         return torch.stack([moved_B, torch.zeros_like(moved_B)], 1)
 
     def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Spikes:
@@ -80,8 +85,12 @@ class CanaryMethod:
         at_B = constants["coordinate"]
         self.witness.inclusions_P[at_B] += 1
         self.witness.batch_sizes.append(len(at_B))
-        norm_B = torch.where(displacement[PARAMETER][at_B] == 0, self._norm, _LATER * self._norm)
-        return Spikes(at_B, norm_B, self._num)
+        return Spikes(at_B, self._norms(at_B, displacement[PARAMETER][at_B]), self._num)
+
+    def _norms(self, at_B: Tensor, moved_B: Tensor) -> Tensor:
+        """Raw norms of canaries whose coordinates have moved by so much."""
+        large_B = (moved_B != 0) == (at_B % 2 == 0)
+        return torch.where(large_B, _LARGE * self._norm, self._norm)
 
 
 @dataclass(frozen=True)
