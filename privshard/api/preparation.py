@@ -14,6 +14,8 @@ from privshard.api.recipe_yaml import parse_yaml
 from privshard.api.setup import Planned, make_setup
 from privshard.core.errors import InputError
 from privshard.store.ledger import Ledger
+from privshard.store.ledger_place import ledger_place
+from privshard.store.objects import ObjectStore
 from privshard.store.secrets import keys_path
 from privshard.store.workspace import Workspace
 
@@ -22,8 +24,8 @@ from privshard.store.workspace import Workspace
 class Prepared:
     """The public constants of a training, and its setup.
 
-    nominal: the public number of units; None where it has to be counted, and `planned` then stands for one unit a
-    shard until `with_nominal`.
+    nominal: the public number of units; None where it has to be counted with noise, and `planned` then stands for one
+    unit a shard until `with_nominal`. Without differential privacy no number is needed.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +55,8 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     classes = constants.classes_of(recipe, lambda: {row.label for row in constants.source_rows(recipe)})
     nominal = constants.nominal_units(recipe)
+    if nominal is None and not recipe.private:
+        nominal = recipe.shards
     planned = make_setup(
         recipe, classes=classes, nominal=float(nominal or recipe.shards), count_noise_multiplier=count_noise(recipe)
     )
@@ -62,9 +66,10 @@ def prepare(recipe: Recipe) -> Prepared:
 def is_set_up(recipe: Recipe, workspace: str) -> bool:
     """Whether the workspace has come as far as its setup; InputError, naming the keys, where another recipe made it."""
     place = Path(workspace)
-    if "://" in workspace or not Ledger.exists(place / "ledger.db"):
+    where = ledger_place(ObjectStore(workspace), recipe.ledger)
+    if not Ledger.exists(where):
         return False
-    with Ledger.open(place / "ledger.db") as ledger:
+    with Ledger.open(where) as ledger:
         text, done = ledger.get("recipe_yaml"), ledger.get("setup") is not None
     if text is None:  # its creation was interrupted
         return False
@@ -87,12 +92,20 @@ def new_or_held(recipe: Recipe, workspace: str) -> Iterator[Workspace]:
     identity, ingested = None, False
     try:
         with Workspace.create(
-            workspace, recipe_yaml=recipe.to_yaml(), recipe_digest=recipe.digest, insecure_seed=recipe.insecure_seed
+            workspace,
+            recipe_yaml=recipe.to_yaml(),
+            recipe_digest=recipe.digest,
+            insecure_seed=recipe.insecure_seed,
+            ledger=recipe.ledger,
         ) as ws:
             identity = ws.id
             try:
                 with ws.hold():
                     yield ws
+            except Exception:
+                if fresh and ws.ledger.get("ingested") is None:
+                    ws.ledger.discard_unused()
+                raise
             finally:
                 ingested = ws.ledger.get("ingested") is not None
     except Exception:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from privshard.core.jobs import MethodSpec
 
 _SECTIONS = {"data", "base", "method", "privacy", "training", "execution", "ray"}
-_SPEED_ONLY = {"execution", "ray"}
+_NOT_DECIDING = {"execution", "ray", "ledger"}
 
 
 class Recipe(BaseModel):
@@ -36,6 +36,9 @@ class Recipe(BaseModel):
 
     Frozen. Sections: data, base, method, shards, privacy, training, execution, ray; see each for its keys. Raises
     InputError that names the key, what was expected and what came; unknown keys are refused.
+
+    ledger: a database URL for the ledger; without one it is a file in the workspace. It decides nothing that is learnt,
+    and its password is never written down (`privshard.store.ledger_place`).
 
     insecure_seed: for tests only. An integer makes all randomness reproducible, and with that no longer secret: every
     artefact is then marked as not private.
@@ -58,6 +61,12 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
     training: TrainingSection = TrainingSection()
     execution: ExecutionSection = ExecutionSection()
     ray: RaySection = RaySection()
+    ledger: str | None = Field(
+        default=None,
+        pattern=r"^(postgres(ql)?(\+psycopg)?|sqlite)://",
+        repr=False,
+        description="a database URL such as postgresql://user@host/database, or null for a file in the workspace",
+    )
     insecure_seed: int | None = Field(default=None, ge=0, lt=2**63, description="a whole number, 0 or more, or null")
 
     def __init__(self, **values: Any) -> None:
@@ -81,18 +90,19 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
         return cls(**anchored(values, Path.cwd()))
 
     def to_yaml(self) -> str:
-        """The whole recipe, defaults included, as YAML that `load` reads back to an equal recipe.
+        """The recipe, defaults included, as YAML that `load` reads back to a recipe of the same digest.
 
-        Column names that nobody set stay out: only a column that was asked for by name must exist.
+        Column names that nobody set stay out: only a column that was asked for by name must exist. So does the ledger,
+        whose URL may hold a password; the workspace points to it.
         """
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"ledger"})
         unset = {"image", "label", "subject", "split"} - self.data.model_fields_set
         values["data"] = {key: value for key, value in values["data"].items() if key not in unset}
         return dump_yaml(values)
 
     @property
     def digest(self) -> str:
-        """Digest of what decides the result: all but `execution` and `ray`."""
+        """Digest of what decides the result: all but `execution`, `ray` and `ledger`."""
         return json_digest(self._deciding())
 
     def changed_keys(self, other: Recipe) -> tuple[str, ...]:
@@ -127,7 +137,7 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
         return ExecutionFlags(**{**self.execution.model_dump(), "threads": threads})
 
     def _deciding(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude=_SPEED_ONLY)
+        return self.model_dump(mode="json", exclude=_NOT_DECIDING)
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

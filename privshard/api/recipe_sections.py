@@ -18,7 +18,7 @@ from pydantic import (
 
 from privshard.api.recipe_methods import method_options
 from privshard.core.errors import InputError
-from privshard.core.privacy import Unit
+from privshard.core.privacy import AccountantName, Hardening, Unit
 
 
 class Section(BaseModel):
@@ -166,10 +166,24 @@ class PrivacySection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0, description="a number above 0")
     planned_retrains: int = Field(default=1, ge=0, description="a whole number, 0 or more")
     epsilon_limit: float | None = Field(default=None, gt=0, description="a number above 0, or null to derive it")
-    accountant: Literal["rdp"] = Field(default="rdp", description="rdp, the accountant that also enforces the limit")
+    workspace_limit: float | None = Field(default=None, gt=0, description="a number above 0, or null for none")
+    accountant: AccountantName = Field(
+        default="rdp", description="rdp, prv or pld (the last two for plans that are only repeated)"
+    )
+    hardening: Hardening = Field(default="none", description="none or grid")
 
     @model_validator(mode="after")
     def _agree(self) -> PrivacySection:
+        if self.hardening == "grid" and self.accountant != "rdp":
+            raise InputError(
+                f"privacy.accountant: expected rdp beside privacy.hardening grid, got {self.accountant}.",
+                remedy="The noise on a grid is accounted by rdp, whose bound is proved for it.",
+            )
+        if self.workspace_limit is not None and (self.epsilon is None or self.workspace_limit < self.epsilon):
+            raise InputError(
+                f"privacy.workspace_limit: expected null, or at least privacy.epsilon, got {self.workspace_limit:g}.",
+                remedy="The first training of a shard alone spends privacy.epsilon.",
+            )
         if self.epsilon_limit is None:
             return self
         if self.epsilon is None:

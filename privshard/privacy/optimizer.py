@@ -12,6 +12,7 @@ from torch import Tensor
 from privshard.core.errors import BudgetError, InputError, VerificationError
 from privshard.core.privacy import GaussianEvent, MechanismPlan
 from privshard.privacy.accounting import merged
+from privshard.privacy.grid import release_on_grid
 from privshard.privacy.mean import noisy_mean
 from privshard.privacy.stream import ChaChaStream
 
@@ -24,7 +25,8 @@ class PrivateOptimizer(DPOptimizer):
         grad = (sum_u clip(g_u, C) + N(0, (z C)^2)) / L,    then a step of the wrapped torch optimizer
 
     z, C, L and the number of steps are the plan's. Noise is drawn from `stream` in float64, parameter by parameter in
-    sorted order of their names, and added before rounding to the parameter's type. An accountant hook records every
+    sorted order of their names, and added before rounding to the parameter's type; with the plan's hardening "grid" it
+    is drawn exactly, on a grid (`privshard.privacy.grid`). An accountant hook records every
     release: `events` is what ran, and `check_complete` compares it with what the plan was accounted for.
 
     Guaranteed: what runs is what the plan says, never more than its steps, each with its noise. Assumed of the caller:
@@ -105,10 +107,19 @@ class PrivateOptimizer(DPOptimizer):
             )
         self._means += 1
         self._accountant.step(noise_multiplier=self.plan.noise_multiplier, sample_rate=1.0)
-        return noisy_mean(vector_UD, radius=radius, noise_multiplier=self.plan.noise_multiplier, stream=self._stream)
+        return noisy_mean(
+            vector_UD,
+            radius=radius,
+            noise_multiplier=self.plan.noise_multiplier,
+            stream=self._stream,
+            hardening=self.plan.hardening,
+        )
 
     def add_noise(self) -> None:
-        """Put summed gradient plus noise into every parameter's gradient, added in float64."""
+        """Put summed gradient plus noise into every parameter's gradient, added in float64 or on a grid."""
+        if self.plan.hardening == "grid" and self.plan.private:
+            self._add_noise_on_grid()
+            return
         std = self.plan.noise_multiplier * self.plan.max_grad_norm
         for parameter in self._named.values():
             total = parameter.summed_grad  # pyright: ignore[reportAttributeAccessIssue]
@@ -119,6 +130,20 @@ class PrivateOptimizer(DPOptimizer):
                     parameter.device
                 )
             parameter.grad = total.to(parameter.dtype)
+
+    def _add_noise_on_grid(self) -> None:
+        """All parameters as one vector, in sorted order of their names: one grid, one release."""
+        parameters = list(self._named.values())
+        sums = [parameter.summed_grad for parameter in parameters]  # pyright: ignore[reportAttributeAccessIssue]
+        flat = torch.cat([total.detach().double().cpu().flatten() for total in sums])
+        noisy = release_on_grid(
+            torch.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0),
+            sensitivity=self.plan.max_grad_norm,
+            noise_multiplier=self.plan.noise_multiplier,
+            stream=self._stream,
+        )
+        for parameter, part in zip(parameters, noisy.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter)
 
     def step(self, closure: object = None) -> None:
         """Refused: a step without handed-in sums has no bound on what a unit contributes."""

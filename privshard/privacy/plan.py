@@ -70,6 +70,7 @@ def make_plan(
         accountant=params.accountant,
         mean_releases=mean_releases,
         count_noise_multiplier=count_noise_multiplier,
+        hardening=params.hardening,
     )
 
 

@@ -137,6 +137,14 @@ class Journal:
         with self._connection() as connection:
             return [Entry.read(row) for row in connection.execute(query)]
 
+    def discard(self, *, only: set[str]) -> None:
+        """Delete all entries, provided that they are of the kinds `only`; InputError where others are there."""
+        with self.transaction(), self._connection() as connection:
+            others = sorted({entry.kind for entry in self.entries()} - only)
+            if others:
+                raise InputError(f"Expected a ledger that was never used, got one with entries: {', '.join(others)}.")
+            connection.execute(sql.delete(ENTRIES))
+
     def damage(self) -> list[str]:
         """What the database itself finds broken below the entries."""
         with self._connection() as connection:

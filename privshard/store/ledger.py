@@ -15,7 +15,7 @@ from privshard.core.privacy import MechanismPlan
 from privshard.core.removal import RemovalRequest
 from privshard.store import chain, views
 from privshard.store.journal import Journal
-from privshard.store.ledger_schema import Entry
+from privshard.store.ledger_schema import GENESIS, Entry
 
 Admit = Callable[[list[MechanismPlan]], None]
 AdmitWorkspace = Callable[[dict[int, list[MechanismPlan]]], None]
@@ -53,6 +53,11 @@ class Ledger:
     def close(self) -> None:
         """Let go of the database."""
         self._journal.close()
+
+    def discard_unused(self) -> None:
+        """Take back the creation of a ledger in which nothing was ever reserved, counted or published, so that another
+        recipe may use the place; InputError where something was."""
+        self._journal.discard(only={GENESIS, "fact"})
 
     def __enter__(self) -> Ledger:
         return self

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from privshard.core.errors import PrivshardError
 from privshard.data.shards import DATA_DIRECTORY, part_path, scan_for_subjects
-from privshard.store.layout import COMPONENTS, LEDGER, MANIFEST, PRIVATE, RECIPE, eval_cache_dir
+from privshard.store.layout import COMPONENTS, LEDGER, LEDGER_URL, MANIFEST, PRIVATE, RECIPE, eval_cache_dir
 from privshard.store.lock import LOCK_NAME
 from privshard.unlearning import eval_cache
 from privshard.unlearning.evidence import Evidence, Finding, PartitionFacts
@@ -87,7 +87,7 @@ def temporary_files(evidence: Evidence) -> Finding:
     """Nothing half-written is left, and nothing lies in the workspace that an erasure would not reach."""
     objects = evidence.workspace.objects
     top = {PurePosixPath(path).parts[0] for path in objects.list()}
-    unknown = sorted(name for name in top if name not in _KNOWN and not name.startswith(LEDGER))
+    unknown = sorted(name for name in top if name not in _KNOWN and not name.startswith(LEDGER) and name != LEDGER_URL)
     problems = [f"{name} is no part of a workspace: an erasure would not reach it." for name in unknown]
     if objects.is_local:
         root = Path(objects.root)

@@ -109,7 +109,7 @@ def test_labels_that_are_whole_numbers_become_texts():
         ({"privacy": {"epsilon": float("inf")}}, "privacy.epsilon: expected a number above 0", "got Infinity"),
         ({"privacy": {"delta": 1}}, "privacy.delta: expected a number between 0 and 1", "got 1"),
         ({"privacy": {"unit": "person"}}, "privacy.unit: expected example or subject", 'got "person"'),
-        ({"privacy": {"accountant": "prv"}}, "privacy.accountant: expected rdp", 'got "prv"'),
+        ({"privacy": {"accountant": "gdp"}}, "privacy.accountant: expected rdp, prv or pld", 'got "gdp"'),
         ({"privacy": {"planned_retrains": -1}}, "privacy.planned_retrains: expected a whole number", "got -1"),
         ({"privacy": {"epsilon": 3, "epsilon_limit": 2}}, "privacy.epsilon_limit: expected at least", "got 2"),
         ({"privacy": {"epsilon": None, "epsilon_limit": 2}}, "privacy.epsilon_limit: expected null", "got 2"),

@@ -100,11 +100,12 @@ def test_a_server_that_does_not_answer_is_a_missing_resource(tmp_path):
     assert caught.value.exit_code == 4
 
 
-def test_what_is_no_url_is_refused(tmp_path):
+def test_what_is_no_url_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="expected a database URL"):
         Workspace.create(tmp_path / "ws", ledger="postgresql://host:port/db", **RECIPE)
+    monkeypatch.setattr(ObjectStore, "exists", lambda self, path: False)
     with pytest.raises(ResourceError, match="SQLite needs a local disk"):
-        ledger_place(ObjectStore("memory://bucket/ws"))
+        ledger_place(ObjectStore("s3://bucket/ws"))
 
 
 def test_a_newer_ledger_is_refused_on_both_databases(empty_place, monkeypatch):
@@ -134,3 +135,15 @@ def test_a_clock_that_runs_backwards_is_noted_on_both_databases(place, monkeypat
         noted = ledger._journal.entries("fact")[0]
         assert (noted.created, noted.data["clock_read"]) == (ledger.created, early)
         assert ledger.verify_chain() == []
+
+
+def test_only_a_ledger_that_was_never_used_is_taken_back(place, plan):
+    with Ledger.open(place) as ledger:
+        ledger.put("recipe_digest", "d")
+        ledger.discard_unused()
+        assert not Ledger.exists(place)
+    with Ledger.create(place, workspace_id="w2") as ledger:
+        ledger.reserve("r0", shard=0, attempt=0, plan=plan, admit=lambda _: None)
+        with pytest.raises(InputError, match="entries: reserve"):
+            ledger.discard_unused()
+        assert ledger.spent_plans(0) == [plan]
