@@ -60,6 +60,8 @@ def privacy_report(workspace: Workspace, setup: Setup) -> dict[str, Any]:
 
     spend = composition_spend(shard_spends(workspace, setup), partition="keyed_hash")
     text = statement(setup.plan, spend, num_shards=setup.num_shards, limit=setup.limit)
+    if not setup.classes_public:
+        text += " The list of classes was read from the rows: a class may tell that somebody had it."
     if workspace.ledger.get("insecure_seed") is not None:
         text = f"Not private: randomness came from insecure_seed, for tests. With secret randomness: {text}"
     return {**vars(spend), "statement": text}
@@ -97,6 +99,7 @@ def plan_report(recipe: Recipe, setup: Setup, *, workspace: str, counted: bool) 
 
     plan, spend = setup.plan, setup.spend(1)
     params = recipe.privacy_params()
+    counted = counted or not plan.private
     shown = {name: None if counted and name == "expected_units" else getattr(plan, name) for name in _NOISE}
     steps_examples = None if counted else plan.expected_units * plan.steps * setup.num_shards
     return {

@@ -18,6 +18,7 @@ from privshard.core.model import Composition
 from privshard.core.removal import RemovalPlan, RemovalRequest
 from privshard.store.workspace import Workspace
 from privshard.unlearning import cascade, presence
+from privshard.unlearning.clean_up import clean_up
 from privshard.unlearning.live import component_of
 from privshard.unlearning.plan import as_drop, plan_removal
 
@@ -43,10 +44,12 @@ def forget(
         raise InputError("subject: expected a person's identifier, got an empty one.")
     with Workspace.open(workspace) as ws, ws.hold():
         setup, before = Setup.load(ws), current_model(ws)
+        if not dry_run:
+            adopt(ws)
+            clean_up(ws)
         plan = _plan(ws, setup, subject, mode)
         receipt = None
         if plan.status == "planned" and not dry_run:
-            adopt(ws)
             receipt = _execute(ws, setup, plan, subject, on_progress or (lambda _: None))
         after = ws.ledger.current_model() if receipt else before
         return {
@@ -58,7 +61,7 @@ def forget(
             ],
             "model_before": facts.version_name(before.version),
             "model_after": facts.version_name(after.version) if after else None,
-            "metrics_before": dict(before.metrics) if before.metrics else None,
+            "metrics_before": receipt["metrics_before"] if receipt else dict(before.metrics or {}) or None,
             "metrics_after": dict(after.metrics) if after and after.metrics else None,
             "receipt": receipt,
             "elapsed_s": time.perf_counter() - started,

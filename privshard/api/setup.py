@@ -24,7 +24,8 @@ class Setup:
     """Everything that decides how shards of one workspace are trained; all of it is public.
 
     spends: cumulative epsilon of a shard after 1, 2, … trainings, up to the limit (None entries: no differential
-    privacy). limit: the most epsilon a shard may ever spend.
+    privacy). limit: the most epsilon a shard may ever spend. classes_public: False where the classes were read from
+    the rows, which only happens without differential privacy.
     """
 
     recipe_digest: str
@@ -37,6 +38,7 @@ class Setup:
     limit: float | None
     spends: tuple[float | None, ...]
     num_shards: int
+    classes_public: bool = True
 
     def spend(self, trainings: int) -> PrivacySpend:
         """What a shard has spent after that many trainings."""
@@ -139,6 +141,7 @@ def make_setup(
         limit=limit,
         spends=tuple(spends),
         num_shards=recipe.shards,
+        classes_public=constants.public_classes(recipe) is not None,
     )
     return Planned(setup, base)
 

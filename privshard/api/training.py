@@ -88,14 +88,12 @@ def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[
 
 
 def _count(ws: Workspace, recipe: Recipe) -> float:
-    """The number of units: the workspace's one noisy count, drawn once whatever is interrupted; the true number
-    without differential privacy."""
+    """The number of units: the workspace's one noisy count, drawn once whatever is interrupted."""
     noise, held = count_noise(recipe), ws.ledger.noisy_count()
     if held is not None:
         return held.nominal
+    assert noise is not None
     true = facts.count_units(ws, recipe.shards, recipe.privacy.unit)
-    if noise is None:
-        return float(max(1, true))
     from privshard.privacy.plan import noisy_count
     from privshard.privacy.stream import ChaChaStream, fresh_key, insecure_key
 

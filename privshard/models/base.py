@@ -83,8 +83,9 @@ def _check_name(spec: BaseSpec) -> None:
 
 def _create(spec: BaseSpec, metadata: Mapping[str, str], *, pretrained: bool) -> VisionTransformer:
     """The timm model, with a head of the right size."""
+    make: Any
     if spec.model == EMBEDDED_MODEL:
-        make: Callable[..., Any] = partial(VisionTransformer, **json.loads(metadata["architecture"]))
+        make = partial(VisionTransformer, **json.loads(metadata["architecture"]))
     else:
         make = partial(timm.create_model, spec.model, pretrained=pretrained)
     try:

@@ -1,5 +1,7 @@
 """ChaCha20 on the GPU: the Gaussians of `privshard.privacy.stream`, drawn where they are needed."""
 
+# pyright: reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import struct

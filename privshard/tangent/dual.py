@@ -100,12 +100,17 @@ class Dual:
         out = self._linear(f"{view.name}.attn.proj", view.proj, out)
         at = _add(_each(at, lambda x: x[:, rows]), self._layer_scale(f"{view.name}.ls1", view.ls1, out))
         out = self._linear(f"{view.name}.mlp.fc1", view.fc1, self._norm(f"{view.name}.norm2", view.norm2, at))
-        slope = rules.activation_slope(view.act, out.x) if self._deltas else None
-        out = Stream(view.act(out.x), tuple(None if dx is None else slope * dx for dx in out.dxs))
+        out = self._activation(view.act, out)
         if view.mlp_norm is not None:
             out = self._norm(f"{view.name}.mlp.norm", view.mlp_norm, out)
         out = self._linear(f"{view.name}.mlp.fc2", view.fc2, out)
         return _add(at, self._layer_scale(f"{view.name}.ls2", view.ls2, out))
+
+    def _activation(self, act: nn.Module, at: Stream) -> Stream:
+        if not self._deltas:
+            return Stream(act(at.x), ())
+        slope = rules.activation_slope(act, at.x)
+        return Stream(act(at.x), tuple(None if dx is None else slope * dx for dx in at.dxs))
 
     def _attention(self, view: BlockView, at: Stream, rows: slice) -> Stream:
         qkv = _each(
@@ -144,9 +149,10 @@ class Dual:
     def _layer_scale(self, name: str, module: nn.Module | None, at: Stream) -> Stream:
         if module is None:
             return at
-        out = at.x * module.gamma
+        gamma = module.get_parameter("gamma")
+        out = at.x * gamma
         self._tape(name, module, at.x, out)
-        return Stream(out, self._tangents(at, lambda dx: dx * module.gamma, lambda d: d.scale(name, at.x)))
+        return Stream(out, self._tangents(at, lambda dx: dx * gamma, lambda d: d.scale(name, at.x)))
 
     def _tangents(self, at: Stream, carry, own) -> tuple[Tensor, ...]:
         """Each delta's own contribution plus the incoming tangent, carried through the frozen layer."""

@@ -4,6 +4,8 @@ Counted for B examples, N tokens of width D in two bytes: 2 B N D bytes and 4 B 
 reads the tokens twice and writes scores between. Shapes: B examples, N tokens, D width, H heads.
 """
 
+# pyright: reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import torch

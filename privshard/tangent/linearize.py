@@ -174,9 +174,9 @@ def _delta_module(part: nn.Module) -> nn.Module:
     if isinstance(part, nn.Linear):
         module: nn.Module = nn.Linear(part.in_features, part.out_features, bias=part.bias is not None)
     elif isinstance(part, nn.LayerNorm):
-        module = nn.LayerNorm(part.normalized_shape, eps=part.eps)
+        module = nn.LayerNorm(list(part.normalized_shape), eps=part.eps)
     else:
-        module = _Scale(part.gamma.numel())  # pyright: ignore[reportAttributeAccessIssue]
+        module = _Scale(part.get_parameter("gamma").numel())
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     like = next(part.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def train_shard(
 
     Where the plan has one, the noisy mean of the units' features comes first and centres the head's input. Then per
     step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
-    number of units, step the optimizer. The component is the average of the last iterates. An empty batch is a step,
+    number of units (without differential privacy: by that of the shard's own), step the optimizer. The component is the average of the last iterates. An empty batch is a step,
     and an empty shard (constants None) trains on pure noise: that it is empty stays private.
 
     Guaranteed: (epsilon, delta) of `plan` for everything in the returned tensors, as the accountant composed it; the
@@ -73,6 +73,8 @@ def train_shard(
     """
     started = time.perf_counter()
     units = Units.of(unit_of_row)
+    if not plan.private:  # no other shard's rows enter, not even by their number
+        plan = replace(plan, expected_units=plan.sample_rate * max(1, len(units)))
     parameters = {
         name: torch.nn.Parameter(torch.zeros(shape, device=labels_B.device)) for name, shape in method.shapes().items()
     }
