@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from privshard.api.auditing import audit as audit
-    from privshard.api.reading import budget as budget
+    from privshard.api.budgeting import budget as budget
     from privshard.api.reading import evaluate as evaluate
     from privshard.api.reading import import_folder as import_folder
     from privshard.api.reading import influence as influence
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from privshard.store.workspace import Workspace as Workspace
 
 _HOMES = {
-    **dict.fromkeys(("budget", "evaluate", "import_folder", "influence", "predict", "verify"), "privshard.api.reading"),
+    **dict.fromkeys(("evaluate", "import_folder", "influence", "predict", "verify"), "privshard.api.reading"),
+    "budget": "privshard.api.budgeting",
     "Recipe": "privshard.api.recipe",
     "Workspace": "privshard.store.workspace",
     "audit": "privshard.api.auditing",

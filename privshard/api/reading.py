@@ -1,4 +1,4 @@
-"""Commands that change nothing but reports: budget, influence, evaluate, predict, verify, and the importer."""
+"""Commands that change nothing but reports: influence, evaluate, predict, verify, and the importer."""
 
 from __future__ import annotations
 
@@ -12,30 +12,6 @@ from privshard.core.errors import InputError
 from privshard.core.jobs import OnProgress
 from privshard.store.views import ModelVersion
 from privshard.store.workspace import Workspace
-
-
-def budget(workspace: str) -> dict[str, Any]:
-    """What every shard has spent, its limit, and how many releases that was. The contract's `budget` object."""
-    with Workspace.open(workspace) as ws:
-        setup = Setup.load(ws)
-        releases = dict.fromkeys(range(setup.num_shards), 0)
-        for run in ws.ledger.reservations():
-            releases[run.shard] += run.state != "voided"
-        spends = facts.shard_spends(ws, setup)
-        return {
-            "unit": setup.plan.unit,
-            "delta": setup.plan.delta,
-            "shards": [
-                {
-                    "shard": shard,
-                    "epsilon_spent": spends[shard].epsilon,
-                    "epsilon_limit": setup.limit,
-                    "releases": releases[shard],
-                }
-                for shard in range(setup.num_shards)
-            ],
-            "statement": facts.privacy_report(ws, setup)["statement"],
-        }
 
 
 def evaluate(workspace: str, *, on_progress: OnProgress | None = None) -> dict[str, Any]:

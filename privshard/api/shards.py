@@ -59,7 +59,7 @@ def train_shards(
     nothing; whatever is unclear stays spent. `stop` ends all workers, so that after an interrupt nothing can leave
     them any more.
     """
-    from privshard.privacy.budget import admit
+    from privshard.privacy.budget import admit, admit_workspace
 
     seed = workspace.ledger.get("insecure_seed")
     jobs = []
@@ -73,7 +73,12 @@ def train_shards(
     try:
         for job in jobs:
             workspace.ledger.reserve(
-                job.run_id, shard=job.shard, attempt=job.attempt, plan=setup.plan, admit=admit(setup.limit)
+                job.run_id,
+                shard=job.shard,
+                attempt=job.attempt,
+                plan=setup.plan,
+                admit=admit(setup.limit),
+                admit_workspace=admit_workspace(setup.limit),
             )
             open_runs[job.run_id] = job
         for outcome in trainer.train(jobs, on_progress):

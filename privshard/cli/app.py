@@ -48,6 +48,14 @@ class AuditKind(StrEnum):
     removal = "removal"
 
 
+class Question(StrEnum):
+    """What the planner can be asked."""
+
+    retrains = "retrains"
+    epsilon = "epsilon"
+    noise = "noise"
+
+
 WorkspaceArgument = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Directory or URI of the workspace.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")]
@@ -146,10 +154,35 @@ def forget(
 
 
 @app.command()
-def budget(workspace: WorkspaceArgument, as_json: JsonOption = False, debug: DebugOption = False) -> int:
-    """Show what every shard has spent of its privacy budget."""
+def budget(
+    workspace: WorkspaceArgument,
+    what_if: Annotated[
+        Question | None,
+        typer.Option(
+            "--what-if",
+            help="retrains: how many more at this noise? epsilon: what would --retrains more have spent? noise: how "
+            "much would --retrains more need?",
+        ),
+    ] = None,
+    retrains: Annotated[int, typer.Option("--retrains", metavar="K", help="For --what-if epsilon or noise.")] = 1,
+    noise_multiplier: Annotated[
+        float | None, typer.Option("--noise-multiplier", metavar="Z", help="Another noise than the plan's.")
+    ] = None,
+    group_sizes: Annotated[
+        list[int] | None,
+        typer.Option("--group-size", metavar="K", help="What a subject with K examples is promised; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Show what every shard has spent of its privacy budget, what is left, and what more would need."""
     frame = Frame("budget", as_json=as_json, debug=debug)
-    return frame.execute(lambda _: _api().budget(workspace), show=render.budget)
+    asked: dict[str, object] = {"retrains": retrains, "noise_multiplier": noise_multiplier}
+    if what_if is not None:
+        asked["what_if"] = what_if.value
+    if group_sizes:
+        asked["group_sizes"] = tuple(group_sizes)
+    return frame.execute(lambda _: _api().budget(workspace, **asked), show=render.budget)
 
 
 @app.command()

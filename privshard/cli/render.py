@@ -69,16 +69,46 @@ def forget(result: dict[str, Any]) -> RenderableType:
 
 
 def budget(result: dict[str, Any]) -> RenderableType:
-    """What every shard has spent."""
+    """What every shard has spent, what is left of it, and the planner's answer."""
+    headings = ("shard", "epsilon spent", "epsilon limit", "left", "retrains left", "releases")
     rows = [
-        (item["shard"], _epsilon(item["epsilon_spent"]), _epsilon(item["epsilon_limit"], none="none"), item["releases"])
+        (
+            item["shard"],
+            _epsilon(item["epsilon_spent"]),
+            _epsilon(item["epsilon_limit"], none="none"),
+            _epsilon(item["epsilon_left"], none="none"),
+            "any number" if item["retrains_left"] is None else item["retrains_left"],
+            item["releases"],
+        )
         for item in result["shards"]
     ]
+    groups = [
+        (item["examples"], _epsilon(item["epsilon_spent"]), _epsilon(item["epsilon_limit"]))
+        for item in result["groups"]
+    ]
     return _page(
-        f"Privacy budget for one {result['unit']}, delta {_number(result['delta'])}",
-        _table(("shard", "epsilon spent", "epsilon limit", "releases"), rows),
+        f"Privacy budget for one {result['unit']}, delta {_number(result['delta'])}, accountant {result['accountant']}",
+        _table(headings, rows),
+        _table(("a subject with examples", "epsilon spent", "at the limit"), groups) if groups else None,
+        _what_if(result["what_if"]),
         _statement(result["statement"]),
     )
+
+
+def _what_if(answer: dict[str, Any] | None) -> RenderableType | None:
+    if answer is None:
+        return None
+    rows = [
+        (
+            item["shard"],
+            item["retrains"],
+            "none is enough" if item["noise_multiplier"] is None else item["noise_multiplier"],
+            _epsilon(item["epsilon"], none="-"),
+            "admitted" if item["admitted"] else "refused",
+        )
+        for item in answer["shards"]
+    ]
+    return _table(("what if: shard", "more retrainings", "noise multiplier", "epsilon then", ""), rows)
 
 
 def influence(result: dict[str, Any]) -> RenderableType:

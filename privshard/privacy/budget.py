@@ -20,13 +20,16 @@ WorkspaceAdmission = Callable[[Mapping[int, Sequence[MechanismPlan]]], None]
 def epsilon_limit(params: PrivacyParams, plan: MechanismPlan) -> float | None:
     """The most that may ever be spent on one shard; None without differential privacy.
 
-    params.epsilon_limit where it is given, else what 1 + planned_retrains trainings under `plan` spend.
+    params.epsilon_limit where it is given, else what 1 + planned_retrains trainings under `plan` spend; at most
+    params.workspace_limit, which by parallel composition is a limit on every shard.
     """
     if not plan.private:
         return None
-    if params.epsilon_limit is not None:
-        return params.epsilon_limit
-    return spend_of([plan] * (1 + params.planned_retrains)).epsilon
+    limit = params.epsilon_limit
+    if limit is None:
+        limit = spend_of([plan] * (1 + params.planned_retrains)).epsilon
+    known = [value for value in (limit, params.workspace_limit) if value is not None]
+    return min(known) if limit is not None else None
 
 
 def admit(limit: float | None) -> Admission:

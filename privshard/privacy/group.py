@@ -12,7 +12,7 @@ import numpy as np
 from privshard.core.errors import InputError
 from privshard.core.privacy import GaussianEvent, MechanismPlan, PrivacySpend
 from privshard.privacy.accounting import merged
-from privshard.privacy.plan import history_events, spend_of
+from privshard.privacy.plan import history_events, same_kind, spend_of
 from privshard.privacy.pld import binomial, pld_epsilon
 
 ORDERS = (
@@ -56,16 +56,14 @@ def group_spend(
     """
     if group_size < 1:
         raise InputError(f"group size: expected 1 or more, got {group_size}.")
-    alone = spend_of(plans)
-    if group_size == 1 or alone.epsilon is None:
-        return alone
+    if group_size == 1:
+        return spend_of(plans)
+    first = same_kind(plans, "plans of one shard")
     events = merged(history_events(plans))
-    if accountant == "pld":
-        epsilon = pld_epsilon(events, delta=alone.delta, group_size=group_size)
-    else:
-        epsilon = group_epsilon(events, delta=alone.delta, group_size=group_size)
+    composed = pld_epsilon if accountant == "pld" else group_epsilon
+    epsilon = composed(events, delta=first.delta, group_size=group_size)
     known = epsilon if math.isfinite(epsilon) else None
-    return PrivacySpend(known, alone.delta, alone.unit, accountant, alone.adjacency)
+    return PrivacySpend(known, first.delta, first.unit, accountant, first.adjacency)
 
 
 def group_epsilon(events: Sequence[GaussianEvent], *, delta: float, group_size: int) -> float:

@@ -26,8 +26,9 @@ def make_plan(
 ) -> MechanismPlan:
     """The mechanism of one shard's training: the least noise that keeps `params`, everything else as given.
 
-    One training and the noisy count, where one was taken, spend at most params.epsilon; with params.epsilon_limit,
-    1 + planned_retrains trainings and the count also spend at most that. params.epsilon None: no noise, no privacy.
+    One training and the noisy count, where one was taken, spend at most params.epsilon; with params.epsilon_limit or
+    params.workspace_limit, 1 + planned_retrains trainings and the count also spend at most the smaller of them.
+    params.epsilon None: no noise, no privacy.
 
     nominal_units_per_shard: a public constant, or a noisy count whose noise is `count_noise_multiplier`; the
     normaliser is sample_rate times it. BudgetError where no noise suffices. Warns where delta is not below
@@ -40,6 +41,7 @@ def make_plan(
         )
     extra = () if count_noise_multiplier is None else (GaussianEvent(count_noise_multiplier, 1.0, 1),)
     noise_multiplier = 0.0
+    limits = [limit for limit in (params.epsilon_limit, params.workspace_limit) if limit is not None]
     if params.epsilon is not None:
         noise_multiplier = calibrate_noise(
             epsilon=params.epsilon,
@@ -48,7 +50,7 @@ def make_plan(
             steps=steps,
             accountant=params.accountant,
             repetitions=1 + params.planned_retrains,
-            total_epsilon=params.epsilon_limit,
+            total_epsilon=min(limits) if limits else None,
             mean_releases=mean_releases,
             extra=extra,
         )
@@ -86,7 +88,7 @@ def spend_of(plans: Sequence[MechanismPlan]) -> PrivacySpend:
     A history that was fixed in advance, or whose only choice was how often to repeat one plan, spends this much.
     Whoever chooses other plans by looking at earlier releases relies on the limit (`privshard.privacy.budget`).
     """
-    first = _same(plans, "plans of one shard")
+    first = same_kind(plans, "plans of one shard")
     spent = epsilon(history_events(plans), delta=first.delta, accountant=first.accountant)
     return PrivacySpend(spent if math.isfinite(spent) else None, first.delta, first.unit, first.accountant)
 
@@ -106,7 +108,7 @@ def composition_spend(shard_spends: Mapping[int, PrivacySpend], *, partition: Li
             f"partition: expected keyed_hash, got {partition!r}.",
             remedy="Other splits depend on several units, so the budgets of their shards add up.",
         )
-    first = _same(list(shard_spends.values()), "shards of one composition")
+    first = same_kind(list(shard_spends.values()), "shards of one composition")
     spent = [spend.epsilon for spend in shard_spends.values()]
     known = [value for value in spent if value is not None]
     worst = max(known) if len(known) == len(spent) else None
@@ -123,7 +125,7 @@ def noisy_count(true_count: int, *, noise_multiplier: float, stream: ChaChaStrea
     return float(max(1, round(true_count + noise_multiplier * stream.normal(1).item())))
 
 
-def _same(items: Sequence[_Kind], what: str) -> _Kind:
+def same_kind(items: Sequence[_Kind], what: str) -> _Kind:
     """The first of `items`, which must agree on unit, adjacency, delta and accountant."""
     kinds = {(item.unit, item.adjacency, item.delta, item.accountant) for item in items}
     if len(kinds) != 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from privshard.core.privacy import MechanismPlan, PrivacySpend
 
 
@@ -20,6 +22,17 @@ def statement(plan: MechanismPlan, spend: PrivacySpend, *, num_shards: int, limi
             _NOT_COVERED,
         )
     )
+
+
+def group_sentence(epsilons: Mapping[int, float]) -> str:
+    """What subjects with several examples are promised where the unit is an example: size -> epsilon of the group.
+
+    >>> group_sentence({2: 3.0, 4: 9.5})
+    'For a subject with 2 examples epsilon is 3, with 4 examples 9.5 (group privacy, at the same delta).'
+    """
+    first, *rest = (f"{size} examples {_upper(value)}" for size, value in sorted(epsilons.items()))
+    named = first.replace("examples ", "examples epsilon is ", 1)
+    return f"For a subject with {', with '.join([named, *rest])} (group privacy, at the same delta)."
 
 
 def _promise(plan: MechanismPlan, spend: PrivacySpend, num_shards: int, limit: float | None) -> str:
@@ -49,6 +62,11 @@ def _mechanism(plan: MechanismPlan, num_shards: int) -> str:
         f"{plan.noise_multiplier * plan.max_grad_norm:.4g}, is divided by the public constant "
         f"{plan.expected_units:g}."
     )
+    if plan.hardening == "grid":
+        text += (
+            " Sums are rounded to a public grid and the noise is drawn exactly, as integers on it, so that its "
+            "low-order bits tell nothing about the sum; it is larger by the little that rounding can move a sum."
+        )
     if plan.mean_releases:
         text += (
             f" Before the first step the mean of all {plan.unit}s' features is released once, by the same mechanism "

@@ -59,9 +59,30 @@ RESULTS: dict[str, dict[str, Any]] = {
         "unit": "example",
         "delta": 1e-5,
         "shards": [
-            {"shard": 0, "epsilon_spent": 8.0, "epsilon_limit": 12.5, "releases": 1},
-            {"shard": 1, "epsilon_spent": None, "epsilon_limit": None, "releases": 0},
+            {
+                "shard": 0,
+                "epsilon_spent": 8.0,
+                "epsilon_limit": 12.5,
+                "epsilon_left": 4.5,
+                "retrains_left": 1,
+                "releases": 1,
+            },
+            {
+                "shard": 1,
+                "epsilon_spent": None,
+                "epsilon_limit": None,
+                "epsilon_left": None,
+                "retrains_left": None,
+                "releases": 0,
+            },
         ],
+        "accountant": "rdp",
+        "workspace": {"epsilon_spent": 8.0, "epsilon_limit": 12.5},
+        "groups": [{"examples": 4, "epsilon_spent": 31.25, "epsilon_limit": None}],
+        "what_if": {
+            "question": "retrains",
+            "shards": [{"shard": 0, "retrains": 1, "noise_multiplier": 5.5, "epsilon": 12.25, "admitted": True}],
+        },
         "statement": "Everything so far: epsilon 8.",
     },
     "influence": {
