@@ -125,7 +125,7 @@ def _coins_check(in_B: np.ndarray) -> Check:
     """The auditor's own coins were fair."""
     heads, number = int(in_B.sum()), len(in_B)
     detail = f"{heads} of {number} canaries were in"
-    return Check("fair coins", abs(heads - number / 2) <= 6 * np.sqrt(number) / 2, detail)
+    return Check("fair coins", bool(abs(heads - number / 2) <= 3 * number**0.5), detail)
 
 
 def _curve(score_B: np.ndarray, in_B: np.ndarray, claim: PrivacySpend) -> Curve:
