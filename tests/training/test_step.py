@@ -75,6 +75,15 @@ def test_clipped_sums_are_those_of_a_loop(prepare, kind, family, unit, loss):
 
 
 @pytest.mark.parametrize("kind", METHODS)
+def test_subjects_whose_rows_are_apart(prepare, kind):
+    method, model, shard, displacement = prepare(kind)
+    units = Units.of([f"s{row % 3}" for row in range(len(IDS))])
+    taken = np.arange(3)
+    found = run(method, shard, displacement, units, taken)
+    assert_close(found, by_loop(method, model, shard, displacement, units, taken, "cross_entropy", 1.0), 1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
 def test_without_a_norm_nothing_is_clipped(prepare, kind):
     method, model, shard, displacement = prepare(kind)
     units = Units.of(shard.subjects)
