@@ -85,11 +85,19 @@ def nominal_units(recipe: Recipe) -> int | None:
 
 
 def warn_about_size(recipe: Recipe, nominal: float) -> None:
-    """Warn where most shards will be empty."""
+    """Warn where most shards will be empty, and where delta is large for so many units."""
     if recipe.shards > nominal:
         warnings.warn(
             f"shards: {recipe.shards} for {nominal:g} {recipe.privacy.unit}s: most shards will be empty, and an empty "
             "shard trains on noise alone. Use fewer.",
+            UserWarning,
+            stacklevel=2,
+        )
+    delta, per_shard = recipe.privacy.delta, nominal / recipe.shards
+    if recipe.private and delta * nominal >= 1 > delta * per_shard:  # a single shard's is warned about by its plan
+        warnings.warn(
+            f"privacy.delta {delta} is not below one over the {nominal:g} {recipe.privacy.unit}s of all shards: such a "
+            "delta allows to publish one of them outright. Choose a smaller one.",
             UserWarning,
             stacklevel=2,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from privshard.api.recipe_refusals import REFUSED
 from privshard.core.errors import InputError
 
 REMEDY = "Correct the recipe, or override it with --set KEY=VALUE."
@@ -33,6 +34,10 @@ def input_error(error: ValidationError, *, model: type[BaseModel], prefix: str =
         key, holder, leaf = _walk(model, item["loc"])
         dotted = ".".join(part for part in (prefix, key) if part)
         if item["type"] in ("extra_forbidden", "invalid_key"):
+            if str(leaf) in REFUSED:
+                problems.setdefault(dotted, f"{dotted}: refused, because {REFUSED[str(leaf)]}")
+                hints[f"Leave {dotted} out."] = None
+                continue
             problems.setdefault(dotted, f"{dotted}: unknown key.")
             hints[_hint(model, holder, str(leaf), parent=dotted[: -len(str(leaf))])] = None
         else:

@@ -11,6 +11,8 @@ from privshard.core.privacy import MechanismPlan
 from privshard.privacy.accounting import MAX_NOISE, MIN_NOISE
 from privshard.privacy.budget import MAX_REPEATS, admit
 
+_LOUDEST = 1000.0
+
 
 def retrains_left(plans: Sequence[MechanismPlan], plan: MechanismPlan, *, limit: float | None) -> int | None:
     """How many more trainings under `plan` a shard with the history `plans` admits; None: any number.
@@ -45,7 +47,8 @@ def noise_for_retrains(
     plans: Sequence[MechanismPlan], plan: MechanismPlan, *, retrains: int, limit: float
 ) -> float | None:
     """The least noise multiplier at which `retrains` more trainings like `plan` fit under `limit`; None where no noise
-    does. Rounded up to 1e-3 of itself. It is charged as `admit` would: other noise than before, so by the filter."""
+    below a thousand times the plan's does, since nothing is learnt at such noise. Rounded up to 1e-3 of itself. It is
+    charged as `admit` would: other noise than before, so by the filter."""
 
     def fits(noise: float) -> bool:
         try:
@@ -54,7 +57,7 @@ def noise_for_retrains(
             return False
         return True
 
-    low, high = MIN_NOISE, MAX_NOISE
+    low, high = MIN_NOISE, min(MAX_NOISE, _LOUDEST * plan.noise_multiplier)
     if retrains < 1 or not fits(high):
         return None
     while high > low * 1.001:

@@ -4,7 +4,7 @@ import pytest
 
 from privshard.core.privacy import PrivacyParams
 from privshard.privacy.plan import make_plan, spend_of
-from privshard.privacy.statement import _upper, statement
+from privshard.privacy.statement import _upper, group_sentence, statement
 
 PLAN = make_plan(
     PrivacyParams(epsilon=3.0, unit="subject"),
@@ -57,3 +57,13 @@ def test_no_privacy_is_said_first_and_nothing_is_promised(noise):
 @pytest.mark.parametrize("value", [3.0, 2.99951, 0.123441, 12.3451, 99999.0, 9.99951, 0.00012344999])
 def test_shown_bounds_are_rounded_up(value):
     assert value <= float(_upper(value)) <= value * 1.0011
+
+
+def test_groups_and_the_grid_are_said_in_words():
+    assert group_sentence({4: 9.5, 2: 3.0001}) == (
+        "For a subject with 2 examples epsilon is 3.001, with 4 examples 9.5 (group privacy, at the same delta)."
+    )
+    plain = statement(PLAN, spend_of([PLAN]), num_shards=8, limit=None)
+    hard = statement(replace(PLAN, hardening="grid"), spend_of([PLAN]), num_shards=8, limit=None)
+    assert "public grid" in hard
+    assert "public grid" not in plain
