@@ -61,8 +61,9 @@ def train_shard(
 
     Where the plan has one, the noisy mean of the units' features comes first and centres the head's input. Then per
     step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
-    number of units (without differential privacy: by that of the shard's own), step the optimizer. The component is the average of the last iterates. An empty batch is a step,
-    and an empty shard (constants None) trains on pure noise: that it is empty stays private.
+    number of units (without differential privacy: by that of the shard's own), step the optimizer. The component is
+    the average of the last iterates. An empty batch is a step, and an empty shard (constants None) trains on pure
+    noise: that it is empty stays private.
 
     Guaranteed: (epsilon, delta) of `plan` for everything in the returned tensors, as the accountant composed it; the
     optimizer refuses to run anything but the plan. Given `root_key`, the result is a function of the shard's rows in
