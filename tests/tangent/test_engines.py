@@ -22,7 +22,8 @@ NUM = 6
 # (engine, family, number of blocks)
 CASES = [
     *(("class row", family, 1) for family in CLASS_ROW),
-    *(("block", family, blocks) for family in FAMILIES for blocks in (1, 3)),
+    *(("block", family, 2) for family in FAMILIES),
+    *(("block", family, blocks) for family in ("vit", "avg_pool") for blocks in (1, 3)),
 ]
 UNITS = {
     "examples": "abcdef",

@@ -54,7 +54,7 @@ def test_value_is_that_of_forward_mode(family, blocks):
     assert df.abs().max() > 0.1 * f0.abs().max()  # the derivative is no footnote here
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_of_the_own_displacement_is_that_of_the_plain_model_at_its_weights(family, blocks):
     model = tiny_vit(family)
