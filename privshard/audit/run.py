@@ -129,11 +129,13 @@ def _coins_check(in_B: np.ndarray) -> Check:
 
 
 def _curve(score_B: np.ndarray, in_B: np.ndarray, claim: PrivacySpend) -> Curve:
-    alarms = np.linspace(0.0, 1.0, 101)
+    alarms = np.union1d(np.geomspace(1e-5, 1.0, 81), np.linspace(0.0, 1.0, 81))
     inside, outside = np.sort(score_B[in_B]), score_B[~in_B]
     misses = np.searchsorted(inside, np.quantile(outside, 1 - alarms)) / max(1, len(inside))
     claimed = claimed_misses(alarms, epsilon=claimed_epsilon(claim), delta=claim.delta)
-    return Curve(tuple(alarms.tolist()), tuple(claimed.tolist()), None, tuple(misses.tolist()))
+    shown = alarms >= min(1.0, 10 / max(1, len(outside)))
+    achieved = tuple(float(miss) if ok else None for miss, ok in zip(misses, shown, strict=True))
+    return Curve(tuple(alarms.tolist()), tuple(claimed.tolist()), None, achieved)
 
 
 def _rows(constants: Constants, rows: np.ndarray) -> Constants:

@@ -31,7 +31,7 @@ def audit(result: dict[str, Any]) -> RenderableType:
     shown = [
         Text(f"{_NAMES[result['kind']]} of {result['workspace']}: {result['verdict']}", style="bold"),
         Text(
-            f"The attack proves epsilon to be at least {_epsilon(lower['epsilon'])} at delta {lower['delta']:g}, with "
+            f"The attack shows epsilon to be at least {_epsilon(lower['epsilon'])} at delta {lower['delta']:g}, with "
             f"confidence {lower['confidence']:g}. The claim is at most {claim['epsilon']:.4g} for one {claim['unit']} "
             f"in one training, by the {claim['accountant']} accountant."
         ),

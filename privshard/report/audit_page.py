@@ -26,9 +26,9 @@ def audit_page(audit: Mapping[str, Any]) -> str:
         title=f"{_TITLES[audit['kind']]} of {audit['workspace']}",
         audit=audit,
         facts=(
-            ("Proved: epsilon at least", _number(lower["epsilon"])),
-            ("Claimed: epsilon at most", _number(claim["epsilon"])),
-            ("Confidence of the proof", f"{100 * lower['confidence']:g} %"),
+            ("Attack: epsilon at least", _number(lower["epsilon"])),
+            ("Claim: epsilon at most", _number(claim["epsilon"])),
+            ("Confidence of the attack", f"{100 * lower['confidence']:g} %"),
             ("Canaries", f"{audit['num_canaries']:,}".replace(",", "\u202f")),
         ),
         delta=f"{claim['delta']:g}",
@@ -39,7 +39,7 @@ def audit_page(audit: Mapping[str, Any]) -> str:
 
 
 def epsilon_scale(audit: Mapping[str, Any]) -> str:
-    """One axis of epsilon: what every attack proved, up to what is claimed. Between the two, nobody knows."""
+    """One axis of epsilon: what every attack shows, up to what is claimed. Between the two, nobody knows."""
     import matplotlib
 
     claim = audit["claim"]["epsilon"]
