@@ -72,6 +72,11 @@ def budget(
 def _check(what_if: str | None, retrains: int, noise: float | None, group_sizes: Sequence[int]) -> None:
     if what_if is not None and what_if not in QUESTIONS:
         raise InputError(f"what-if: expected one of {', '.join(QUESTIONS)}, got {what_if!r}.")
+    if what_if is None and (retrains != 1 or noise is not None):
+        raise InputError(
+            f"what-if: expected one of {', '.join(QUESTIONS)} beside retrains or a noise multiplier, got none.",
+            remedy="Say what to ask: --what-if retrains.",
+        )
     if retrains < 1:
         raise InputError(f"retrains: expected 1 or more, got {retrains}.")
     if noise is not None and not 0 < noise < float("inf"):

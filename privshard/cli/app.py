@@ -164,7 +164,9 @@ def budget(
             "much would --retrains more need?",
         ),
     ] = None,
-    retrains: Annotated[int, typer.Option("--retrains", metavar="K", help="For --what-if epsilon or noise.")] = 1,
+    retrains: Annotated[
+        int | None, typer.Option("--retrains", metavar="K", help="For --what-if epsilon or noise; one unless given.")
+    ] = None,
     noise_multiplier: Annotated[
         float | None, typer.Option("--noise-multiplier", metavar="Z", help="Another noise than the plan's.")
     ] = None,
@@ -177,11 +179,13 @@ def budget(
 ) -> int:
     """Show what every shard has spent of its privacy budget, what is left, and what more would need."""
     frame = Frame("budget", as_json=as_json, debug=debug)
-    asked: dict[str, object] = {"retrains": retrains, "noise_multiplier": noise_multiplier}
-    if what_if is not None:
-        asked["what_if"] = what_if.value
-    if group_sizes:
-        asked["group_sizes"] = tuple(group_sizes)
+    given = {
+        "what_if": what_if and what_if.value,
+        "retrains": retrains,
+        "noise_multiplier": noise_multiplier,
+        "group_sizes": group_sizes,
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
     return frame.execute(lambda _: _api().budget(workspace, **asked), show=render.budget)
 
 

@@ -88,6 +88,7 @@ def test_questions_that_make_no_sense_are_refused(seeded_workspace, make_recipe,
         ({"what_if": "epsilon", "retrains": 0}, "retrains: expected 1 or more"),
         ({"what_if": "retrains", "noise_multiplier": float("nan")}, "finite number above 0"),
         ({"group_sizes": (0,)}, "group sizes"),
+        ({"retrains": 3}, "beside retrains or a noise multiplier"),
     ):
         with pytest.raises(InputError, match=message):
             budget(str(seeded_workspace), **asked)

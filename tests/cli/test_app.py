@@ -69,6 +69,12 @@ def test_the_other_commands_pass_what_they_were_given(calls):
     keywords.pop("on_progress")
     assert (positional, keywords) == (("w",), {"subject": "ada", "mode": "retrain", "dry_run": True})
     assert type(keywords["mode"]) is str
+    assert main(["budget", "w"]) == 0
+    assert calls[-1] == ("budget", ("w",), {})
+    assert main(["budget", "w", "--what-if", "noise", "--retrains", "3", "--group-size", "2", "--group-size", "9"]) == 0
+    assert calls[-1] == ("budget", ("w",), {"what_if": "noise", "retrains": 3, "group_sizes": [2, 9]})
+    assert main(["budget", "w", "--what-if", "retrains", "--noise-multiplier", "4.5"]) == 0
+    assert calls[-1] == ("budget", ("w",), {"what_if": "retrains", "noise_multiplier": 4.5})
     assert main(["influence", "w", "--html", "report.html"]) == 0
     assert calls[-1] == ("influence", ("w",), {"html": "report.html"})
     assert main(["predict", "w", "a.png", "b.png"]) == 0

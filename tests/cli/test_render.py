@@ -66,6 +66,19 @@ def test_budget_shows_every_shard_and_no_limit_as_none(results):
     assert "unbounded" in shown
     assert "none" in shown
     assert "12.5" in shown
+    assert "any number" in shown  # of retrains, where there is no limit
+
+
+def test_budget_shows_groups_and_the_planner_s_answer(results):
+    shown = text(render.budget(results["budget"]))
+    for part in ("a subject with examples", "31.25", "more retrainings", "12.25", "admitted"):
+        assert part in shown
+    refused = {"shard": 0, "retrains": 3, "noise_multiplier": None, "epsilon": None, "admitted": False}
+    answer = {"question": "noise", "shards": [refused]}
+    shown = text(render.budget({**results["budget"], "groups": [], "what_if": answer}))
+    assert "none is enough" in shown
+    assert "refused" in shown
+    assert "a subject with examples" not in shown
 
 
 def test_tables_keep_long_names_whole(results):
