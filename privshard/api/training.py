@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from privshard.api import constants, evaluation, facts
 from privshard.api.preparation import Prepared, count_noise, is_set_up, new_or_held, prepare
 from privshard.api.recipe import Recipe
-from privshard.api.setup import Planned, Setup, flags_of, partition_of
+from privshard.api.setup import Setup, flags_of, partition_of
 from privshard.api.shards import adopt, committed, train_shards
 from privshard.core.jobs import OnProgress, Progress
 from privshard.core.model import Composition
 from privshard.core.partition import Partition
 from privshard.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from privshard.runtime.local import LocalExecutor
+    from privshard.runtime.ray_executor import RayExecutor
 
 
 def train(recipe: Recipe, *, workspace: str, on_progress: OnProgress | None = None) -> dict[str, Any]:
@@ -29,15 +35,23 @@ def train(recipe: Recipe, *, workspace: str, on_progress: OnProgress | None = No
     started = time.perf_counter()
     tell = on_progress or (lambda _: None)
     prepared = None if is_set_up(recipe, workspace) else prepare(recipe)
-    with new_or_held(recipe, workspace) as ws:
-        planned = None
+    with ExitStack() as stack:
+        runner = None
+        if prepared is not None:  # missing resources are refused before a row is read
+            runner = stack.enter_context(_runner(recipe, prepared.planned.base.state))
+            runner.executor.check(recipe.shards)
+        ws = stack.enter_context(new_or_held(recipe, workspace))
         if ws.ledger.get("setup") is None:
-            planned = _set_up(ws, recipe, prepared or prepare(recipe), tell)
-        set_up_s = time.perf_counter() - started
-        setup = planned.setup if planned else Setup.load(ws)
-        timing = {"set_up": set_up_s}
+            setup = _set_up(ws, recipe, prepared or prepare(recipe), tell)
+        else:
+            setup = Setup.load(ws)
+        timing = {"set_up": time.perf_counter() - started}
         if ws.ledger.current_model() is None:
-            timing |= _learn(ws, recipe, setup, base_state=planned.base.state if planned else None, tell=tell)
+            if runner is None:
+                from privshard.models.base import load_base
+
+                runner = stack.enter_context(_runner(recipe, load_base(setup.base).state))
+            timing |= _learn(ws, recipe, setup, runner=runner, tell=tell)
         return {**facts.training_report(ws, setup), "timing_s": {**timing, "total": time.perf_counter() - started}}
 
 
@@ -51,7 +65,7 @@ def plan_training(recipe: Recipe, *, workspace: str) -> dict[str, Any]:
     return facts.plan_report(recipe, prepared.planned.setup, workspace=workspace, counted=prepared.counted)
 
 
-def _set_up(ws: Workspace, recipe: Recipe, prepared: Prepared, tell: OnProgress) -> Planned:
+def _set_up(ws: Workspace, recipe: Recipe, prepared: Prepared, tell: OnProgress) -> Setup:
     """Ingest, count where needed, calibrate and keep the setup."""
     if ws.ledger.get("ingested") is None:
         _ingest(ws, recipe, partition_of(ws, recipe.shards), prepared.classes, tell)
@@ -59,14 +73,28 @@ def _set_up(ws: Workspace, recipe: Recipe, prepared: Prepared, tell: OnProgress)
     if prepared.counted:
         planned = prepared.with_nominal(recipe, _count(ws, recipe))
     facts.keep_setup(ws, planned.setup)
-    return planned
+    return planned.setup
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Where shards run, and the base's weights that it holds."""
+
+    executor: LocalExecutor | RayExecutor
+    base_state: Mapping[str, np.ndarray]
+
+
+@contextmanager
+def _runner(recipe: Recipe, base_state: Mapping[str, np.ndarray]) -> Iterator[_Runner]:
+    with facts.executor(recipe, base_state) as executor:
+        yield _Runner(executor, base_state)
 
 
 def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[str, ...], tell: OnProgress) -> None:
     from privshard.data.ingest import ingest
 
     suppressed = ws.ledger.suppressed()
-    rows = 0
+    rows, spill = 0, "ingest.tmp"
 
     def count(done: int) -> None:
         nonlocal rows
@@ -80,9 +108,10 @@ def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[
         hashing_key=ws.secrets.hashing_key,
         classes=classes,
         is_suppressed=lambda subject: ws.subject_hash(subject) in suppressed,
-        spill_folder=Path(ws.root) / "ingest.tmp",
+        spill_folder=Path(ws.root) / spill,
         on_progress=count,
     )
+    ws.objects.delete_tree(spill)
     tell(Progress("ingest", None, "ingest", rows, rows))
     ws.ledger.put("ingested", {"rows": "private"})
 
@@ -103,35 +132,28 @@ def _count(ws: Workspace, recipe: Recipe) -> float:
     return ws.ledger.record_count(value, noise_multiplier=noise, nominal=value).nominal
 
 
-def _learn(
-    ws: Workspace, recipe: Recipe, setup: Setup, *, base_state: Mapping[str, np.ndarray] | None, tell: OnProgress
-) -> dict[str, float]:
+def _learn(ws: Workspace, recipe: Recipe, setup: Setup, *, runner: _Runner, tell: OnProgress) -> dict[str, float]:
     """Train what is missing, evaluate and commit the first model version; how long each part took."""
     adopt(ws)
     timing: dict[str, float] = {}
     missing = [shard for shard in range(setup.num_shards) if shard not in committed(ws)]
-    if base_state is None:
-        from privshard.models.base import load_base
-
-        base_state = load_base(setup.base).state
     started = time.perf_counter()
     if missing:
-        with facts.executor(recipe, base_state) as executor:
-            train_shards(
-                ws,
-                setup,
-                shards=missing,
-                flags=flags_of(recipe),
-                trainer=executor,
-                stop=executor.close,
-                on_progress=tell,
-            )
+        train_shards(
+            ws,
+            setup,
+            shards=missing,
+            flags=flags_of(recipe),
+            trainer=runner.executor,
+            stop=runner.executor.close,
+            on_progress=tell,
+        )
     timing["shards"] = time.perf_counter() - started
     started = time.perf_counter()
     components = [component for _, component in sorted(committed(ws).items())]
     composition = Composition.uniform(setup.base_digest, components)
     cache = evaluation.refresh(
-        ws, setup, components=components, flags=flags_of(recipe), base_state=base_state, on_progress=tell
+        ws, setup, components=components, flags=flags_of(recipe), base_state=runner.base_state, on_progress=tell
     )
     metrics = evaluation.measure(cache, composition, setup.classes)
     timing["evaluate"] = time.perf_counter() - started

@@ -36,6 +36,9 @@ class LocalExecutor:
                 outcome = ShardFailure(job.run_id, job.shard, error, released=False)
             yield outcome
 
+    def check(self, num_jobs: int) -> None:
+        """Nothing can be missing: jobs run one after another, here."""
+
     def call(self, function: Callable[..., T], *args: Any, threads: int | None = None) -> T:
         """`function(*args)`, here; its errors are raised as they are."""
         with torch_threads(threads):

@@ -76,6 +76,10 @@ class RayExecutor:
         }
         return self._outcomes({job.run_id: job for job in jobs}, tasks, place, on_progress)
 
+    def check(self, num_jobs: int) -> None:
+        """Raise ResourceError, as `train` would, if the cluster can't be reached or can never hold one shard."""
+        self._place(num_jobs)
+
     def call(self, function: Callable[..., T], *args: Any, threads: int | None = None) -> T:
         """`function(*args)` on one worker with the resources of a shard; its errors are raised as they are.
 
