@@ -131,25 +131,31 @@ def test_a_limit_of_the_workspace_holds_for_every_shard(place):
         assert ledger.verify_chain() == []
 
 
-def _create(place, number, outcomes):
-    try:
-        Ledger.create(place, workspace_id=f"w{number}")
-        outcomes.put("made")
-    except InputError:
-        outcomes.put("found one")
-    except BaseException as error:
-        outcomes.put(repr(error))
+def _create(place, number, gate, outcomes):
+    def create(_):
+        gate.wait()
+        try:
+            Ledger.create(place, workspace_id=f"w{number}")
+            return "made"
+        except InputError:
+            return "found one"
+        except BaseException as error:
+            return repr(error)
+
+    with ThreadPoolExecutor(6) as pool:
+        outcomes.put(list(pool.map(create, range(6))))
 
 
 def test_of_many_creations_one_succeeds(empty_place):
-    outcomes = FORK.Queue()
-    children = [FORK.Process(target=_create, args=(empty_place, number, outcomes)) for number in range(12)]
+    gate, outcomes = FORK.Event(), FORK.Queue()
+    children = [FORK.Process(target=_create, args=(empty_place, number, gate, outcomes)) for number in range(6)]
     for child in children:
         child.start()
-    ended = sorted(outcomes.get(timeout=120) for _ in children)
+    gate.set()
+    ended = sorted(outcome for _ in children for outcome in outcomes.get(timeout=120))
     for child in children:
         child.join(60)
-    assert ended == ["found one"] * 11 + ["made"]
+    assert ended == ["found one"] * 35 + ["made"]
     with Ledger.open(empty_place) as ledger:
         assert ledger.head[0] == 1
 
