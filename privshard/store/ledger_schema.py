@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -13,11 +14,12 @@ from typing import Any
 import sqlalchemy as sql
 
 from privshard.core.digest import canonical_json, json_digest
-from privshard.core.errors import InputError, VerificationError
+from privshard.core.errors import InputError, ResourceError, VerificationError
 
 SCHEMA_VERSION = 1
 GENESIS = "workspace"
 CLOCK_NOTE = "clock_read"
+ACCEPT_CLOCK = "PRIVSHARD_ACCEPT_CLOCK"
 _CLOCK_TOLERANCE_S = 60
 
 METADATA = sql.MetaData()
@@ -96,16 +98,18 @@ class Entry:
 
 def seal(previous: Entry | None, *, kind: str, shard: int | None, run_id: str | None, data: Mapping[str, Any]) -> Entry:
     """The entry that follows `previous`. Time never runs backwards: what a clock that does reads is noted in the
-    payload, and said in a warning where it is more than a minute off. Order is kept by `seq`, so nothing that is
-    guaranteed depends on clocks."""
+    payload. Where it is more than a minute off, new spending is refused (ResourceError) until the clock is right or
+    PRIVSHARD_ACCEPT_CLOCK is set; what ends something that has begun, such as a commit or a removal, is never lost to
+    a clock, and a warning is given. Order is kept by `seq`, so nothing that is guaranteed depends on clocks."""
     now = utc_now()
     if previous and previous.created > now and _seconds(now, previous.created) > _CLOCK_TOLERANCE_S:
-        warnings.warn(
-            f"The clock of this machine says {now}, earlier than the ledger's last entry ({previous.created}); the new "
-            "entry is dated like that one. Set the clock.",
-            UserWarning,
-            stacklevel=2,
-        )
+        behind = f"The clock of this machine says {now}, earlier than the ledger's last entry ({previous.created})"
+        if kind == "reserve" and not os.environ.get(ACCEPT_CLOCK):
+            raise ResourceError(
+                f"{behind}; no training is started on it.",
+                remedy=f"Set the clock. Where that entry's was the wrong one, set {ACCEPT_CLOCK}=1 to go on from it.",
+            )
+        warnings.warn(f"{behind}; the new entry is dated like that one. Set the clock.", UserWarning, stacklevel=2)
     created = max(now, previous.created) if previous else now
     noted = dict(data) if created == now else {**data, CLOCK_NOTE: now}
     try:

@@ -307,6 +307,18 @@ def test_facts_last_one_wins_and_unchanged_ones_add_nothing(ledger):
     assert ledger.facts() == {"recipe_digest": {"nested": [1, 2.5, None]}, "none": None}
 
 
+def test_nothing_new_is_spent_on_a_clock_that_runs_backwards(ledger, plan, monkeypatch):
+    monkeypatch.setattr(ledger_schema, "utc_now", lambda: "2001-01-01T00:00:00.000000+00:00")
+    head = ledger.head
+    with pytest.raises(ResourceError, match=r"earlier than the ledger's last entry.*no training is started"):
+        ledger.reserve("r0", shard=0, attempt=0, plan=plan, admit=admit_all)
+    assert ledger.head == head
+    monkeypatch.setenv("PRIVSHARD_ACCEPT_CLOCK", "1")
+    with pytest.warns(UserWarning, match="clock of this machine"):
+        ledger.reserve("r0", shard=0, attempt=0, plan=plan, admit=admit_all)
+    assert len(ledger.spent_plans(0)) == 1
+
+
 def test_a_clock_that_runs_backwards_is_noted(ledger, monkeypatch, tmp_path):
     early = "2001-01-01T00:00:00.000000+00:00"
     monkeypatch.setattr(ledger_schema, "utc_now", lambda: early)
