@@ -15,7 +15,7 @@ from privshard.audit.report import Attack, AuditReport, Check, Curve, check_conf
 from privshard.audit.tradeoff import claimed_misses
 from privshard.core.errors import InputError
 from privshard.core.jobs import TrainingParams
-from privshard.core.method import Constants, Method
+from privshard.core.method import Constants, Method, initial, pull
 from privshard.core.privacy import MechanismPlan, PrivacySpend
 from privshard.training.loss import cotangent
 from privshard.training.shard import OnStep, train_shard
@@ -43,7 +43,7 @@ def run_audit(
 
     Canaries are dealt evenly to the shards, each is a unit of its own, and a fair coin decides whether it is in. The
     attacker holds the components and scores canary k of shard s by how far its component moved against the canary's
-    gradient, -<r_k, f(x_k; D_s) - f(x_k; 0)> / |g_k|, which is linear in the component. The highest scores are
+    gradient, -<r_k, f(x_k; D_s) - f(x_k; 0)> / |g_k|. The highest scores are
     guessed "in", the lowest "out". All shards together are one mechanism in independent coins, so the bound of one run
     (`bounds.guesses_bound`) holds for the pooled guesses, and for any canaries and any score. No distribution is
     assumed. Delta lets a mechanism give a canary away outright now and then, which one run can't refute at the alarm
@@ -99,14 +99,14 @@ def run_audit(
 def _scores(
     method: Method, constants: Constants, labels_B: Tensor, component: Mapping[str, Tensor], params: TrainingParams
 ) -> np.ndarray:
-    """-<r_k, J_k D> / |g_k| of every canary, standardized by their median and spread; a zero gradient scores 0."""
+    """-<r_k, f(x_k; D) - f(x_k; 0)> / |g_k| of every canary, g_k the gradient where training starts, standardized by
+    their median and spread; a zero gradient scores 0."""
     moved = {name: tensor.to(labels_B.device) for name, tensor in component.items()}
-    start = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
-    before_BC = method.logits(constants, start)
+    before_BC, pullback = pull(method, constants, initial(method, device=labels_B.device))
     cotangent_BC = cotangent(params.loss, before_BC, labels_B)
     change_B = (cotangent_BC * (method.logits(constants, moved) - before_BC)).sum(1)
     rows = torch.arange(len(labels_B), device=labels_B.device)
-    norm_B = method.gradients(constants, start, cotangent_BC).squared_norms(rows, len(rows)).sqrt()
+    norm_B = pullback(cotangent_BC).squared_norms(rows, len(rows)).sqrt()
     score_B = torch.where(norm_B > 0, -change_B / norm_B, 0.0).double().cpu().numpy()
     spread = float(np.subtract(*np.quantile(score_B, [0.75, 0.25])))
     return (score_B - np.median(score_B)) / (spread or 1.0)

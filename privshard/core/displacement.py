@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from privshard.core.digest import tensors_digest
 from privshard.core.errors import InputError
-
-Space = Literal["tangent", "weight"]
+from privshard.core.model import Space as Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +19,9 @@ class Displacement:
     """A point of the vector space of changes to one base.
 
     tensors: parameter name of the base -> displacement of that parameter, same shape.
-    base: digest of the base. space: "tangent" acts through the linearization, "weight" is added to the weights.
+    base: digest of the base. space: "tangent" acts through the linearization, "weight" is added to the weights,
+    "prompt" holds extra tokens (and a head's displacement): tokens have no zero that leaves the base as it is, so only
+    averages of them mean something, which is for whoever combines them to check (`privshard.composition`).
 
     +, -, scalar * and unary - act tensor by tensor, exactly as torch does; operands must share base, space, names
     and shapes, or InputError shows both sides.

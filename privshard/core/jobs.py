@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from privshard.core.execution import ExecutionFlags
-from privshard.core.model import BaseSpec
+from privshard.core.model import BaseSpec, Space
 from privshard.core.privacy import MechanismPlan
 
 
@@ -67,7 +67,7 @@ class ShardResult:
     shard: int
     attempt: int
     tensors: Mapping[str, np.ndarray]
-    space: Literal["tangent", "weight"]
+    space: Space
     example_ids: tuple[str, ...]
     num_units: int
     timing_s: Mapping[str, float]

@@ -1,10 +1,12 @@
-"""The protocol by which a shard learns a displacement of a base."""
+"""The protocols by which a shard learns a displacement of a base."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from privshard.core.displacement import Space
@@ -32,8 +34,18 @@ class UnitGradients(Protocol):
         ...
 
 
+Pullback = Callable[[Tensor], UnitGradients]
+"""Cotangents (B, C) -> the per-example gradients of <cotangent, logits> with respect to what is trained. May be
+called once."""
+
+
+@runtime_checkable
 class Method(Protocol):
-    """How a displacement acts, and the gradients that teach it. Stateless; B examples, C classes."""
+    """How a displacement acts. Stateless; B examples, C classes.
+
+    How it is learnt is one of two: a `LinearMethod` trains the displacement itself, from zero; a `ParameterMethod`
+    trains parameters of its own, of which the displacement is a function.
+    """
 
     name: str
     space: Space
@@ -47,7 +59,7 @@ class Method(Protocol):
     mean is released. None where the method can't be centred."""
 
     def features(self, constants: Constants) -> Tensor:
-        """The head's input (B, D)."""
+        """The head's input (B, D), by the base."""
         ...
 
     def centered(self, mean_D: Tensor) -> Method:
@@ -56,7 +68,7 @@ class Method(Protocol):
         ...
 
     def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
-        """A displacement learnt by `centered(mean_D)`, in the coordinates of the base itself."""
+        """What was learnt by `centered(mean_D)`, in the coordinates of the base itself."""
         ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -68,11 +80,65 @@ class Method(Protocol):
         ...
 
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, C) of the base displaced by `displacement`."""
+        """Logits (B, C) of the base displaced by `displacement`; see `origin` for those of the base."""
         ...
+
+
+@runtime_checkable
+class LinearMethod(Method, Protocol):
+    """A method that is linear in its displacement and trains it as it is: its components compose exactly."""
 
     def gradients(
         self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor
     ) -> UnitGradients:
         """Per-example gradients of <cotangent, logits> with respect to the displacement."""
         ...
+
+
+@runtime_checkable
+class ParameterMethod(Method, Protocol):
+    """A method that trains parameters theta of its own; its displacement D(theta) need not be linear in them, nor the
+    logits in the displacement. Averaging such components is an approximation of averaging their outputs.
+
+    `centered` and `uncentered` act on the parameters, which hold the head's displacement under the base's names.
+    """
+
+    def initial(self) -> dict[str, Tensor]:
+        """Where training starts: public, the same for every shard and attempt."""
+        ...
+
+    def pull(self, constants: Constants, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
+        """Logits (B, C), and what turns cotangents into per-example gradients with respect to the parameters."""
+        ...
+
+    def displacement(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """D(theta), by the base's names: products, not factors."""
+        ...
+
+
+def pull(method: Method, constants: Constants, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
+    """Logits, and the pullback to what the method trains, for either kind of method."""
+    if isinstance(method, ParameterMethod):
+        return method.pull(constants, parameters)
+    assert isinstance(method, LinearMethod)
+    return method.logits(constants, parameters), partial(method.gradients, constants, parameters)
+
+
+def initial(method: Method, *, device: torch.device | str) -> dict[str, Tensor]:
+    """Where the training of a shard starts, in fp32: zero, or the public start of a method with its own parameters."""
+    if isinstance(method, ParameterMethod):
+        return {name: tensor.to(device, torch.float32) for name, tensor in method.initial().items()}
+    return {name: torch.zeros(shape, device=device) for name, shape in method.shapes().items()}
+
+
+def learnt(method: Method, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The displacement that trained parameters stand for."""
+    return method.displacement(parameters) if isinstance(method, ParameterMethod) else dict(parameters)
+
+
+def origin(method: Method, *, device: torch.device | str) -> dict[str, Tensor]:
+    """The displacement whose logits are those of the base: zeros; nothing at all for a method whose space needs not
+    hold a zero."""
+    if isinstance(method, ParameterMethod):
+        return {}
+    return {name: torch.zeros(shape, device=device) for name, shape in method.shapes().items()}

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from privshard.core.digest import json_digest
-from privshard.core.errors import InputError
+from privshard.core.errors import InputError, VerificationError
 from privshard.core.privacy import PrivacySpend
+
+Space = Literal["tangent", "weight", "prompt"]
+Combine = Literal["average", "ensemble"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class ComponentRecord:
     recipe: str
     spend: PrivacySpend
     secure_randomness: bool
-    space: Literal["tangent", "weight"] = "tangent"
+    space: Space = "tangent"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -58,17 +61,30 @@ class ComponentRecord:
 
 @dataclass(frozen=True)
 class Composition:
-    """One model version: f(x) = f0(x) + sum_i weight_i J(x) D_i over the components, with public weights.
+    """One model version: a base, components, and their public weights. An empty composition is the base itself.
 
-    An empty composition is the base itself.
+    weights: component -> weight. Shard components average: dropping one leaves the others' proportions and their sum.
+    Those in `added` (edits) add: dropping one leaves the other weights as they are, and dropping a shard component
+    leaves theirs. combine: "average", one model displaced by sum_i weight_i D_i; "ensemble", the mean of the logits of
+    one model for each shard component, each displaced by that component and by everything that is added. Both are the
+    same model where components are linear in their displacement.
     """
 
     base: str
     weights: Mapping[str, float]
+    added: frozenset[str] = frozenset()
+    combine: Combine = "average"
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.added - self.weights.keys())
+        if unknown:
+            raise InputError(f"Composition: expected a weight for every added component, {unknown} have none.")
+        if self.combine not in ("average", "ensemble"):
+            raise InputError(f"compose: expected average or ensemble, got {self.combine!r}.")
 
     @property
     def digest(self) -> str:
-        """Digest of base, components and weights."""
+        """Digest of base, components, weights and how they act together."""
         return json_digest(self.to_json())
 
     @property
@@ -76,21 +92,58 @@ class Composition:
         """Component ids, sorted."""
         return tuple(sorted(self.weights))
 
+    @property
+    def averaged(self) -> dict[str, float]:
+        """The weights of the components that average, in sorted order."""
+        return {name: self.weights[name] for name in self.components if name not in self.added}
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON form."""
-        return {"base": self.base, "weights": {name: self.weights[name] for name in self.components}}
+        """Plain JSON form. Keys that hold their default are left out, so that digests of older versions stay."""
+        extra: dict[str, Any] = {"added": sorted(self.added)} if self.added else {}
+        extra |= {"combine": self.combine} if self.combine != "average" else {}
+        return {"base": self.base, "weights": {name: self.weights[name] for name in self.components}, **extra}
 
     @staticmethod
-    def uniform(base: str, components: list[str]) -> Composition:
+    def from_json(value: Mapping[str, Any]) -> Composition:
+        """Inverse of `to_json`; VerificationError for keys that this version doesn't know."""
+        unknown = sorted(value.keys() - {"base", "weights", "added", "combine"})
+        if unknown:
+            raise VerificationError(
+                f"Composition: expected base, weights, added and combine, got {', '.join(unknown)} too.",
+                remedy="A newer privshard wrote it: upgrade.",
+            )
+        return Composition(
+            value["base"], value["weights"], frozenset(value.get("added", ())), value.get("combine", "average")
+        )
+
+    @staticmethod
+    def uniform(base: str, components: list[str], *, combine: Combine = "average") -> Composition:
         """The plain average of `components`; the weight 1/S is a public constant."""
         if len(set(components)) != len(components):
             raise InputError(f"A component may occur once in a composition, got {sorted(components)}.")
-        return Composition(base, {name: 1.0 / len(components) for name in sorted(components)})
+        return Composition(base, {name: 1.0 / len(components) for name in sorted(components)}, combine=combine)
 
     def without(self, dropped: set[str]) -> Composition:
-        """The composition of the other components: weights keep their proportions and their sum."""
-        kept = {name: weight for name, weight in self.weights.items() if name not in dropped}
-        if all(weight == 1.0 / len(self.weights) for weight in self.weights.values()):
-            return Composition.uniform(self.base, list(kept)) if kept else Composition(self.base, {})
-        total, rest = sum(self.weights.values()), sum(kept.values())
-        return Composition(self.base, {name: weight * total / rest for name, weight in kept.items()})
+        """The composition of the other components: weights that average keep their proportions and their sum, weights
+        that add stay."""
+        averaged, added = self.averaged, self.added - dropped
+        kept = {name: weight for name, weight in averaged.items() if name not in dropped}
+        if all(weight == 1.0 / len(averaged) for weight in averaged.values()):
+            rest = {name: 1.0 / len(kept) for name in kept}
+        else:
+            total, left = sum(averaged.values()), sum(kept.values())
+            rest = {name: weight * total / left for name, weight in kept.items()}
+        edits = {name: self.weights[name] for name in sorted(added)}
+        return Composition(self.base, {**rest, **edits}, added, self.combine)
+
+    def replacing(self, component: str, replacement: str) -> Composition:
+        """The composition in which `replacement` has the place and the weight of `component`."""
+        weights = {replacement if name == component else name: part for name, part in self.weights.items()}
+        added = frozenset(replacement if name == component else name for name in self.added)
+        return Composition(self.base, weights, added, self.combine)
+
+    def adding(self, component: str, *, weight: float = 1.0) -> Composition:
+        """The composition with one more component that adds, an edit; InputError where it is in there already."""
+        if component in self.weights:
+            raise InputError(f"A component may occur once in a composition, got {component} again.")
+        return Composition(self.base, {**self.weights, component: weight}, self.added | {component}, self.combine)

@@ -28,7 +28,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
         else {
             "version": model.version,
             "digest": model.composition.digest,
-            "weights": model.composition.to_json()["weights"],
+            **{key: value for key, value in model.composition.to_json().items() if key != "base"},
             "metrics": model.metrics,
             "created": model.created,
         },

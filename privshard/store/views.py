@@ -76,7 +76,7 @@ def models(entries: Iterable[Entry]) -> list[ModelVersion]:
     return [
         ModelVersion(
             version=entry.data["version"],
-            composition=Composition(**entry.data["composition"]),
+            composition=Composition.from_json(entry.data["composition"]),
             metrics=entry.data["metrics"],
             reason=entry.data["reason"],
             created=entry.created,

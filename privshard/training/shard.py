@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from privshard.core.jobs import TrainingParams
-from privshard.core.method import Constants, Method
+from privshard.core.method import Constants, Method, initial, learnt
 from privshard.core.privacy import MechanismPlan
 from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.sampling import PoissonSampler
@@ -57,7 +57,7 @@ def train_shard(
     dtype: torch.dtype = torch.float32,
     on_step: OnStep = lambda done, total: None,
 ) -> Trained:
-    """Learn one displacement under `plan`, from zero.
+    """Learn one displacement under `plan`, from zero or from the method's own public start.
 
     Where the plan has one, the noisy mean of the units' features comes first and centres the head's input. Then per
     step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
@@ -76,9 +76,8 @@ def train_shard(
     units = Units.of(unit_of_row)
     if not plan.private:  # no other shard's rows enter, not even by their number
         plan = replace(plan, expected_units=plan.sample_rate * max(1, len(units)))
-    parameters = {
-        name: torch.nn.Parameter(torch.zeros(shape, device=labels_B.device)) for name, shape in method.shapes().items()
-    }
+    start = initial(method, device=labels_B.device)
+    parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
     optimizer = PrivateOptimizer(
         _optimizer(params, list(parameters.values())),
         named_parameters=parameters,
@@ -110,7 +109,8 @@ def train_shard(
         tail.add(step)
         on_step(step + 1, plan.steps)
     optimizer.check_complete()
-    tensors = tail.value() if center_D is None else method.uncentered(tail.value(), center_D)
+    trained = tail.value() if center_D is None else method.uncentered(tail.value(), center_D)
+    tensors = {name: tensor.float().cpu() for name, tensor in learnt(method, trained).items()}
     return Trained(tensors, time.perf_counter() - started)
 
 
@@ -150,4 +150,4 @@ class _TailMean:
                 self._sums[name] += parameter.data
 
     def value(self) -> dict[str, Tensor]:
-        return {name: (total / self._count).float().cpu() for name, total in self._sums.items()}
+        return {name: (total / self._count).float() for name, total in self._sums.items()}

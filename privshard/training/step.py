@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privshard.core.method import Constants, Method
+from privshard.core.method import Constants, Method, UnitGradients, pull
 from privshard.privacy.clipping import clip_factors
 from privshard.training.loss import cotangent
 from privshard.training.units import Units
@@ -17,7 +17,7 @@ from privshard.training.units import Units
 def clipped_sum(
     method: Method,
     constants: Constants,
-    displacement: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     *,
     labels_B: Tensor,
     units: Units,
@@ -45,14 +45,23 @@ def clipped_sum(
         whole = len(rows) == len(labels_B) and bool((np.diff(rows) == 1).all())
         batch = constants if whole else {name: tensor[at] for name, tensor in constants.items()}
         with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            cotangent_BC = cotangent(loss, method.logits(batch, displacement).float(), labels_B[at])
-            gradients = method.gradients(batch, displacement, cotangent_BC)
+            logits_BC, pullback = pull(method, batch, parameters)
+            gradients = pullback(cotangent(loss, logits_BC.float(), labels_B[at]))
         gradients = gradients if dtype == torch.float32 else gradients.float()
-        squared_U = gradients.squared_norms(unit_B, int(unit_of_row[-1]) + 1)
+        num_units = int(unit_of_row[-1]) + 1
         if max_grad_norm is None:
-            factor_U = torch.isfinite(squared_U).to(squared_U.dtype)
+            part = _unclipped(gradients, unit_B, num_units)
         else:
-            factor_U = clip_factors(squared_U, max_grad_norm=max_grad_norm)
-        part = gradients.weighted_sum(factor_U[unit_B])
+            squared_U = gradients.squared_norms(unit_B, num_units)
+            part = gradients.weighted_sum(clip_factors(squared_U, max_grad_norm=max_grad_norm)[unit_B])
         total = part if total is None else {name: total[name] + part[name] for name in total}
     return total
+
+
+def _unclipped(gradients: UnitGradients, unit_B: Tensor, num_units: int) -> dict[str, Tensor]:
+    """The sum over the units whose gradient is finite: where the sum over all of them is finite, these are all."""
+    total = gradients.weighted_sum(torch.ones(len(unit_B), device=unit_B.device))
+    if bool(torch.stack([torch.isfinite(tensor).all() for tensor in total.values()]).all()):
+        return total
+    squared_U = gradients.squared_norms(unit_B, num_units)
+    return gradients.weighted_sum(torch.isfinite(squared_U).to(squared_U.dtype)[unit_B])

@@ -220,8 +220,7 @@ def _composition(plan: RemovalPlan, before: ModelVersion, *, replacement: str | 
         return composition
     if replacement is None:
         return composition.without({str(change.component)})
-    weights = {replacement if name == change.component else name: part for name, part in composition.weights.items()}
-    return Composition(composition.base, weights)
+    return composition.replacing(str(change.component), replacement)
 
 
 def _metrics(workspace: Workspace, composition: Composition, classes: Sequence[str]) -> dict[str, Any] | None:

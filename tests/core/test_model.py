@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privshard.core.errors import InputError
+from privshard.core.errors import InputError, VerificationError
 from privshard.core.model import BaseSpec, ComponentRecord, Composition
 from privshard.core.privacy import PrivacySpend
 
@@ -56,14 +56,52 @@ def test_digest_is_of_base_components_and_weights():
         Composition("b", {"c0": 0.5, "c1": 0.25}),
         Composition("b", {"c0": 0.5}),
         Composition("b", {}),
+        Composition("b", {"c0": 0.5, "c1": 0.5}, frozenset({"c1"})),
+        Composition("b", {"c0": 0.5, "c1": 0.5}, combine="ensemble"),
     ]
-    assert len({one.digest, *(other.digest for other in others)}) == 5
+    assert len({one.digest, *(other.digest for other in others)}) == 7
+
+
+def test_dropping_leaves_what_adds_as_it_is():
+    made = Composition.uniform("b", ["c0", "c1", "c2"]).adding("edit", weight=2.0)
+    assert made.averaged == {name: 1 / 3 for name in ("c0", "c1", "c2")}
+    assert made.without({"c0"}) == Composition("b", {"c1": 0.5, "c2": 0.5, "edit": 2.0}, frozenset({"edit"}))
+    assert made.without({"edit"}) == Composition.uniform("b", ["c0", "c1", "c2"])
+    assert made.without({"c0", "c1", "c2"}) == Composition("b", {"edit": 2.0}, frozenset({"edit"}))
+    assert made.without(set(made.weights)) == Composition("b", {})
+    weighted = Composition("b", {"c0": 1.0, "c1": 3.0, "edit": 1.0}, frozenset({"edit"}), "ensemble")
+    assert weighted.without({"c0"}) == Composition("b", {"c1": 4.0, "edit": 1.0}, frozenset({"edit"}), "ensemble")
+
+
+def test_a_replacement_has_the_place_of_what_it_replaces():
+    made = Composition("b", {"c0": 0.25, "c1": 0.75}, combine="ensemble").adding("edit")
+    assert made.replacing("c1", "new").weights == {"c0": 0.25, "new": 0.75, "edit": 1.0}
+    assert made.replacing("edit", "other").added == {"other"}
+    assert made.replacing("c1", "new").combine == "ensemble"
+
+
+def test_what_adds_has_a_weight_and_occurs_once():
+    with pytest.raises(InputError, match="edit"):
+        Composition("b", {"c0": 1.0}, frozenset({"edit"}))
+    with pytest.raises(InputError, match="once"):
+        Composition("b", {"c0": 1.0}).adding("c0")
+    with pytest.raises(InputError, match=r"average or ensemble.*'median'"):
+        Composition("b", {"c0": 1.0}, combine="median")
+
+
+def test_older_compositions_are_read_and_newer_ones_refused():
+    older = {"base": "b", "weights": {"c0": 1.0}}
+    assert Composition.from_json(older) == Composition("b", {"c0": 1.0})
+    assert Composition("b", {"c0": 1.0}).to_json() == older
+    with pytest.raises(VerificationError, match=r"gates.*upgrade"):
+        Composition.from_json({**older, "gates": {}})
 
 
 @given(NAMES)
 def test_json_keeps_a_composition(names):
     made = Composition.uniform("b", names)
-    assert Composition(**json.loads(json.dumps(made.to_json()))) == made
+    for composition in (made, Composition("b", made.weights, frozenset(names[:1]), "ensemble")):
+        assert Composition.from_json(json.loads(json.dumps(composition.to_json()))) == composition
     assert made.components == tuple(sorted(names))
 
 
