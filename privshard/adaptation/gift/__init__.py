@@ -1,0 +1,1 @@
+"""GIFT: fine-tuning residuals that a small generator makes out of the pretrained weights themselves."""
