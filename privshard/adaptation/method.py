@@ -118,12 +118,12 @@ class AdapterMethod:
             if name.startswith(PROMPTS)
         }
         with torch.enable_grad(), recorded(self._tail, adapter.layers()) as found:
-            feature_BD = features(self._tail, x.detach().requires_grad_(), {**changed, **own})
+            feature_BD = features(self._tail, x.detach(), {**changed, **own})
         logits_BC = self._head(feature_BD.detach(), head)
 
         def pullback(cotangent_BC: Tensor) -> Places:
             back_BD = cotangent_BC.to(feature_BD.dtype) @ self._weight(head).to(feature_BD.dtype)
-            outs = [*(out for _, out in found.values()), *own.values()]
+            outs = [*(edge for _, edge in found.values()), *own.values()]
             backs = iter(torch.autograd.grad(feature_BD, outs, grad_outputs=back_BD))
             seen = {name: Seen(a, next(backs)) for name, (a, _) in found.items()}
             seen |= {name: Seen(tokens.detach(), next(backs)) for name, tokens in own.items()}

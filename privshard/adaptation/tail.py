@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 from privshard.adaptation.adapter import PROMPTS, prompt_name
@@ -55,19 +56,22 @@ def features(tail: Tail, x: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def recorded(tail: Tail, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """While the context lasts, what the named layers multiply by their parameters and give: name -> (a, out).
+def recorded(tail: Tail, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
+    """While the context lasts, what the named layers multiply by their parameters and give: name -> (a, edge).
 
-    a is the input of a layer, for a LayerNorm its normalized input.
+    a is the input of a layer, for a LayerNorm its normalized input; edge is where the gradient of its output comes by.
+    The graph begins at the first named layer, and no output is kept: nothing else would need it.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    found: dict[str, tuple[Tensor, GradientEdge]] = {}
 
     def keep(name: str):
         def hook(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
             a = given[0].detach()
             if isinstance(module, nn.LayerNorm):
                 a = F.layer_norm(a, module.normalized_shape, eps=module.eps)
-            found[name] = (a, out)
+            if not out.requires_grad:
+                out.requires_grad_()
+            found[name] = (a, get_gradient_edge(out))
 
         return hook
 

@@ -63,7 +63,9 @@ class Gift:
         """Starting parameters, a function of `seed`; every residual is exactly zero. fp32, on the CPU."""
         generator = torch.Generator().manual_seed(seed)
         return {
-            _full(group, name): value for group in self.groups for name, value in self._initial(group, generator).items()
+            _full(group, name): value
+            for group in self.groups
+            for name, value in self._initial(group, generator).items()
         }
 
     def factors(self, parameters: Mapping[str, Tensor]) -> dict[str, Factors]:
@@ -119,7 +121,9 @@ class Gift:
                 gradients = compact.left_pullback(weights, cotangents)
             else:
                 gradients = self._paca_pullback(mine, weights, cotangents)
-            gradients[self._right] = sum((dright[layer.name] for layer in group.layers[1:]), dright[group.layers[0].name])
+            gradients[self._right] = sum(
+                (dright[layer.name] for layer in group.layers[1:]), dright[group.layers[0].name]
+            )
             found |= {_full(group, name): value for name, value in gradients.items()}
         return found
 
