@@ -158,7 +158,7 @@ class Gift:
     ) -> dict[str, Tensor]:
         """One pull-back through the small transformer for each example, batched by vmap."""
         inner = {name: value.detach() for name, value in mine.items() if name != self._right}
-        _, pull = vjp(lambda values: paca.left(values, weights, depth=self.spec.depth), inner)
+        pull = vjp(lambda values: paca.left(values, weights, depth=self.spec.depth), inner)[1]
         (gradients,) = vmap(pull)(list(cotangents))
         return gradients
 

@@ -23,7 +23,7 @@ THRESHOLD = 0.5
 def layer_outputs(
     view: ViTView, images: Tensor, layers: Sequence[TargetLayer], *, changed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Layer -> its outputs for images, patches alone, (B, h * w, O), with the base's parameters replaced by `changed`."""
+    """Layer -> its outputs for images, patches alone, (B, h * w, O); `changed` replaces parameters of the base."""
     found: dict[str, Tensor] = {}
     prefix = view.model.num_prefix_tokens
 

@@ -19,7 +19,7 @@ Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Planted:
-    """One image (H, W, 3) of bytes, the mask (H, W) of its object, its label, and the box (left, top, right, bottom)."""
+    """One image (H, W, 3) of bytes, the mask (H, W) of its object, and its label."""
 
     image_HW3: np.ndarray
     mask_HW: np.ndarray
@@ -27,7 +27,7 @@ class Planted:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The smallest box around the object, in pixels; right and bottom are the first ones outside."""
+        """(left, top, right, bottom) of the smallest box, in pixels; the last two are the first ones outside."""
         rows, columns = np.flatnonzero(self.mask_HW.any(1)), np.flatnonzero(self.mask_HW.any(0))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -60,7 +60,7 @@ SHAPES: Mapping[str, Shape] = {
 def planted_images(num: int, *, size: int, seed: int) -> list[Planted]:
     """`num` images of `size` x `size` pixels, labels in turn, a function of the seed.
 
-    Objects are 0.3 to 0.5 of the image wide, anywhere inside, in any orientation. Raises InputError for a size below 16.
+    Objects are 0.3 to 0.5 of the image wide, anywhere inside, in any orientation. InputError for a size below 16.
     """
     if size < 16:
         raise InputError(f"size: expected at least 16 pixels, got {size}.")
