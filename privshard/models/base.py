@@ -54,13 +54,13 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
     weights is replaced by the seeded one. Raises InputError for an unknown model, and for weights that don't match,
     showing both sides.
     """
-    _check_name(spec)
+    check_name(spec)
     weights, metadata = (None, _embedded_metadata(spec)) if state is not None else _read_weights(spec)
-    model = _create(spec, metadata, pretrained=state is None and spec.weights == "pretrained")
+    model = create_model(spec, metadata, pretrained=state is None and spec.weights == "pretrained")
     view = view_vit(model)
-    config = _transform_config(model, metadata)
+    config = transform_config(model, metadata)
     if weights is not None:
-        _load_strictly(model, weights, source=spec.weights)
+        load_strictly(model, weights, source=spec.weights)
     if state is None:
         head = seeded_head(spec.num_classes, model.embed_dim, seed=spec.head_seed, std=spec.head_std)
         for parameter, value in zip(model.head.parameters(), head, strict=True):
@@ -74,14 +74,15 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
     return Base(spec, view, transform, config, tensors_digest(arrays, "base", header))  # pyright: ignore
 
 
-def _check_name(spec: BaseSpec) -> None:
+def check_name(spec: BaseSpec) -> None:
+    """InputError, with close names, unless timm or the package knows the model."""
     if spec.model != EMBEDDED_MODEL and not timm.is_model(spec.model):
         close = get_close_matches(spec.model, timm.list_models("*vit*") + timm.list_models("deit*"), n=3)
         hint = f"Close names: {', '.join(close)}." if close else "See timm.list_models('vit*') for the names."
         raise InputError(f"base.model: expected the name of a timm model, got {spec.model!r}.", remedy=hint)
 
 
-def _create(spec: BaseSpec, metadata: Mapping[str, str], *, pretrained: bool) -> VisionTransformer:
+def create_model(spec: BaseSpec, metadata: Mapping[str, str], *, pretrained: bool) -> VisionTransformer:
     """The timm model, with a head of the right size."""
     make: Any
     if spec.model == EMBEDDED_MODEL:
@@ -102,7 +103,7 @@ def _create(spec: BaseSpec, metadata: Mapping[str, str], *, pretrained: bool) ->
         ) from error
 
 
-def _transform_config(model: VisionTransformer, metadata: Mapping[str, str]) -> dict[str, Any]:
+def transform_config(model: VisionTransformer, metadata: Mapping[str, str]) -> dict[str, Any]:
     """timm's own evaluation transform for the model; the embedded base names its mean and standard deviation."""
     if "architecture" in metadata:
         named = {key: tuple(json.loads(metadata[key])) for key in ("mean", "std")}
@@ -113,27 +114,28 @@ def _transform_config(model: VisionTransformer, metadata: Mapping[str, str]) -> 
 
 
 def _embedded_metadata(spec: BaseSpec) -> Mapping[str, str]:
-    return _read_file(_embedded_path())[1] if spec.model == EMBEDDED_MODEL else {}
+    return read_weights_file(_embedded_path())[1] if spec.model == EMBEDDED_MODEL else {}
 
 
 def _read_weights(spec: BaseSpec) -> tuple[dict[str, Tensor] | None, Mapping[str, str]]:
     if spec.model == EMBEDDED_MODEL:
         if spec.weights != "embedded":
             raise InputError(f"base.weights: {EMBEDDED_MODEL} has its own weights, got {spec.weights!r}.")
-        return _read_file(_embedded_path())
+        return read_weights_file(_embedded_path())
     if spec.weights == "embedded":
         raise InputError(
             f"base.weights: the package holds weights for {EMBEDDED_MODEL} only, not for {spec.model!r}.",
             remedy="Set base.weights to 'pretrained' or to a local safetensors file.",
         )
-    return (None, {}) if spec.weights == "pretrained" else (_read_file(Path(spec.weights))[0], {})
+    return (None, {}) if spec.weights == "pretrained" else (read_weights_file(Path(spec.weights))[0], {})
 
 
 def _embedded_path() -> Path:
     return Path(str(resources.files("privshard.models") / "assets" / _EMBEDDED_FILE))
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def read_weights_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Tensors of a safetensors file in fp32, and its metadata; InputError where it is missing or damaged."""
     if not path.is_file():
         raise InputError(
             f"base.weights: expected a safetensors file, found nothing at {path}.",
@@ -148,10 +150,12 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         ) from error
 
 
-def _load_strictly(model: VisionTransformer, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Everything but the head must match by name and shape."""
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith("head.")}
-    given = {name: tuple(t.shape) for name, t in weights.items() if not name.startswith("head.")}
+def load_strictly(
+    model: VisionTransformer, weights: Mapping[str, Tensor], *, source: str, with_head: bool = False
+) -> None:
+    """Load what has to match by name and shape: everything, or everything but the head."""
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items() if with_head or not _in_head(name)}
+    given = {name: tuple(t.shape) for name, t in weights.items() if with_head or not _in_head(name)}
     odd = [name for name in sorted(wanted.keys() | given.keys()) if wanted.get(name) != given.get(name)]
     if odd:
         shown = "; ".join(f"{n}: model {wanted.get(n, 'absent')}, file {given.get(n, 'absent')}" for n in odd[:3])
@@ -159,4 +163,8 @@ def _load_strictly(model: VisionTransformer, weights: Mapping[str, Tensor], *, s
             f"base.weights: {source} does not match the model, {len(odd)} names differ: {shown}.",
             remedy="Give the model's own weights under timm's names, or fix base.model and base.args.",
         )
-    model.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    model.load_state_dict({name: weights[name] for name in wanted}, strict=with_head)
+
+
+def _in_head(name: str) -> bool:
+    return name.startswith("head.")

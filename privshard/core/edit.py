@@ -1,0 +1,36 @@
+"""What names an edit and a locator: where they come from, and what they were learnt on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """Everything public about one edit; whose image it was learnt from stays in a private side file.
+
+    locator: digest of the locator that chose its neurons; None where the gradient did. keep: the share of neurons it
+    was allowed. components: what the model was composed of when it was learnt. edits: those that it was learnt in the
+    presence of, because alone it would not have held beside them. No edit has a privacy guarantee for its own images.
+    """
+
+    id: str
+    base: str
+    space: Literal["tangent", "weight"]
+    locator: str | None
+    keep: float
+    places: tuple[str, ...]
+    components: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form."""
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in ("places", "components", "edits")}}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> EditRecord:
+        """Inverse of `to_json`."""
+        lists = {name: tuple(value[name]) for name in ("places", "components", "edits")}
+        return EditRecord(**{**value, **lists})
