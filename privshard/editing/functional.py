@@ -21,7 +21,7 @@ def unfused(model: nn.Module) -> nn.Module:
     """`model` with attention written out, which `vmap` can batch over weights."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.fused_attn = False  # pyright: ignore[reportArgumentType]
     return model
 
 
