@@ -12,7 +12,7 @@ from privshard.core.errors import PrivshardError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import OnProgress, Progress, ShardFailure, ShardJob, ShardResult
 from privshard.core.model import ComponentRecord
-from privshard.store.components import component_id
+from privshard.store.components import component_id, parameters_digest
 from privshard.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def keep(workspace: Workspace, setup: Setup, result: ShardResult) -> str:
     identity = component_id(
         arrays, base=setup.base_digest, space=result.space, shard=result.shard, attempt=result.attempt
     )
+    parameters = {name: np.array(array, dtype=np.float32) for name, array in result.parameters.items()}
     record = ComponentRecord(
         id=identity,
         shard=result.shard,
@@ -120,13 +121,14 @@ def keep(workspace: Workspace, setup: Setup, result: ShardResult) -> str:
         spend=setup.spend(1),
         secure_randomness=workspace.ledger.get("insecure_seed") is None,
         space=result.space,
+        parameters=parameters_digest(parameters) if parameters else None,
     )
     private = {
         "examples": list(result.example_ids),
         "num_units": result.num_units,
         "timing_s": dict(result.timing_s),
     }
-    workspace.save_component(record, arrays, private=private)
+    workspace.save_component(record, arrays, private=private, parameters=parameters)
     workspace.ledger.commit(result.run_id, component=identity)
     return identity
 

@@ -62,6 +62,7 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         example_ids=rows.ids,
         num_units=len(set(rows.ids if job.plan.unit == "example" else rows.subjects)),
         timing_s={"encode": encode_s, "train": trained.train_s},
+        parameters={name: tensor.numpy() for name, tensor in trained.parameters.items()},
     )
 
 

@@ -61,7 +61,10 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker sends back: the component's tensors, and confidential facts that stay in the workspace."""
+    """What a worker sends back: the component's tensors, and confidential facts that stay in the workspace.
+
+    parameters: what was trained, beyond what `tensors` hold, where those are a function of it.
+    """
 
     run_id: str
     shard: int
@@ -71,6 +74,7 @@ class ShardResult:
     example_ids: tuple[str, ...]
     num_units: int
     timing_s: Mapping[str, float]
+    parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

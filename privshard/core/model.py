@@ -37,7 +37,11 @@ class BaseSpec:
 
 @dataclass(frozen=True)
 class ComponentRecord:
-    """Everything public about one component; which examples it learnt from stays in a private side file."""
+    """Everything public about one component; which examples it learnt from stays in a private side file.
+
+    parameters: digest of the parameters that the displacement is a function of, kept beside it; None where the
+    displacement itself is what was trained.
+    """
 
     id: str
     shard: int
@@ -48,6 +52,7 @@ class ComponentRecord:
     spend: PrivacySpend
     secure_randomness: bool
     space: Space = "tangent"
+    parameters: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""

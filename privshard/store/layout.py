@@ -12,6 +12,7 @@ LEDGER = "ledger.db"
 LEDGER_URL = "ledger.url"
 COMPONENTS = "components"
 PRIVATE = "private"
+PARAMETERS = "parameters"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -48,6 +49,11 @@ def component_path(component: str) -> str:
 def component_record_path(component: str) -> str:
     """A component's public record."""
     return f"{COMPONENTS}/{_name(component)}.json"
+
+
+def parameters_path(component: str) -> str:
+    """The parameters that a component's tensors are a function of, where the method has such."""
+    return f"{PARAMETERS}/{_name(component)}.safetensors"
 
 
 def private_path(component: str) -> str:

@@ -130,6 +130,7 @@ class Workspace:
     eval_cache_dir = staticmethod(layout.eval_cache_dir)
     component_path = staticmethod(layout.component_path)
     component_record_path = staticmethod(layout.component_record_path)
+    parameters_path = staticmethod(layout.parameters_path)
     private_path = staticmethod(layout.private_path)
     model_path = staticmethod(layout.model_path)
     receipt_path = staticmethod(layout.receipt_path)
@@ -138,14 +139,23 @@ class Workspace:
     # Components
 
     def save_component(
-        self, record: ComponentRecord, arrays: Mapping[str, np.ndarray], *, private: Mapping[str, Any]
+        self,
+        record: ComponentRecord,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        private: Mapping[str, Any],
+        parameters: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Write a component's files; see `store.components.save_component`."""
-        components.save_component(self.objects, record, arrays, private=private)
+        components.save_component(self.objects, record, arrays, private=private, parameters=parameters or {})
 
     def load_component(self, component: str) -> tuple[ComponentRecord, dict[str, np.ndarray]]:
         """A component's record and verified tensors; its space is `record.space`."""
         return components.load_component(self.objects, component)
+
+    def load_parameters(self, component: str) -> dict[str, np.ndarray]:
+        """The verified parameters that a component's tensors are a function of; empty where it has none."""
+        return components.load_parameters(self.objects, component)
 
     def load_record(self, component: str) -> ComponentRecord:
         """A component's public record alone."""

@@ -23,10 +23,15 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Trained:
-    """A shard's displacement (fp32, on the CPU) and how long it took to learn. The time is confidential."""
+    """A shard's displacement (fp32, on the CPU) and how long it took to learn. The time is confidential.
+
+    parameters: what was trained, beyond what the displacement holds under the same name: nothing for methods that
+    train the displacement itself. It is part of the same release.
+    """
 
     tensors: dict[str, Tensor]
     train_s: float
+    parameters: dict[str, Tensor]
 
 
 def encode(
@@ -111,7 +116,8 @@ def train_shard(
     optimizer.check_complete()
     trained = tail.value() if center_D is None else method.uncentered(tail.value(), center_D)
     tensors = {name: tensor.float().cpu() for name, tensor in learnt(method, trained).items()}
-    return Trained(tensors, time.perf_counter() - started)
+    own = {name: tensor.float().cpu() for name, tensor in trained.items() if name not in tensors}
+    return Trained(tensors, time.perf_counter() - started, own)
 
 
 def _unit_features(method: Method, constants: Constants | None, units: Units, max_rows: int) -> Tensor:

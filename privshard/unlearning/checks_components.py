@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from privshard.core.errors import PrivshardError, VerificationError
 from privshard.core.model import ComponentRecord
-from privshard.store.layout import COMPONENTS, PRIVATE, component_path, component_record_path, private_path
+from privshard.store.layout import (
+    COMPONENTS,
+    PARAMETERS,
+    PRIVATE,
+    component_path,
+    component_record_path,
+    parameters_path,
+    private_path,
+)
 from privshard.store.views import Reservation
 from privshard.unlearning.evidence import Evidence, Finding, Loaded
 from privshard.unlearning.pending import pending_plans
@@ -20,6 +28,7 @@ def components(evidence: Evidence) -> Finding:
             continue
         records.append(found.record)
         wrong = _against_ledger(found.record, runs.get(component), evidence)
+        problems += _parameters(evidence, component)
         problems += [f"Component {component}: {words}" for words in wrong]
     problems += _among_each_other(records)
     return Finding(problems, f"{len(records)} component(s), whole, committed, and with records that agree.")
@@ -39,10 +48,10 @@ def component_shapes(evidence: Evidence) -> Finding:
 
 def leftover_components(evidence: Evidence) -> Finding:
     """No file of a dropped, replaced or uncommitted component is left, its example list included."""
-    paths = (component_path, component_record_path, private_path)
+    paths = (component_path, component_record_path, parameters_path, private_path)
     expected = {path(component) for component in evidence.live for path in paths}
-    objects = evidence.workspace.objects
-    left = [path for folder in (COMPONENTS, PRIVATE) for path in objects.list(folder) if path not in expected]
+    objects, folders = evidence.workspace.objects, (COMPONENTS, PARAMETERS, PRIVATE)
+    left = [path for folder in folders for path in objects.list(folder) if path not in expected]
     return Finding([f"{path} belongs to no component that counts." for path in left], "None is left.")
 
 
@@ -70,6 +79,15 @@ def example_lists(evidence: Evidence) -> Finding:
         if not same:
             problems.append(f"{private_path(component)} does not name the {len(rows.ids)} rows of shard {shard}.")
     return Finding(problems, f"{compared} list(s) name exactly the rows of their shards.")
+
+
+def _parameters(evidence: Evidence, component: str) -> list[str]:
+    """Whether the parameters beside a component are those that its record names."""
+    try:
+        evidence.workspace.load_parameters(component)
+    except PrivshardError as error:
+        return [error.message]
+    return []
 
 
 def _examples(evidence: Evidence, component: str) -> tuple[str, ...]:

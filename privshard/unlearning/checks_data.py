@@ -7,12 +7,24 @@ from pathlib import Path, PurePosixPath
 
 from privshard.core.errors import PrivshardError
 from privshard.data.shards import DATA_DIRECTORY, part_path, scan_for_subjects
-from privshard.store.layout import COMPONENTS, LEDGER, LEDGER_URL, MANIFEST, PRIVATE, RECIPE, eval_cache_dir
+from privshard.store.layout import COMPONENTS, LEDGER, LEDGER_URL, MANIFEST, PARAMETERS, PRIVATE, RECIPE, eval_cache_dir
 from privshard.store.lock import LOCK_NAME
 from privshard.unlearning import eval_cache
 from privshard.unlearning.evidence import Evidence, Finding, PartitionFacts
 
-_KNOWN = (MANIFEST, RECIPE, LOCK_NAME, "data", "cache", COMPONENTS, PRIVATE, "models", "receipts", "reports")
+_KNOWN = (
+    MANIFEST,
+    RECIPE,
+    LOCK_NAME,
+    "data",
+    "cache",
+    COMPONENTS,
+    PARAMETERS,
+    PRIVATE,
+    "models",
+    "receipts",
+    "reports",
+)
 
 
 def partitions(evidence: Evidence) -> Finding:

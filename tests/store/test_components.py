@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +41,33 @@ def test_a_component_comes_back_whole(store, space):
     assert {name: array.tobytes() for name, array in tensors.items()} == {n: a.tobytes() for n, a in arrays.items()}
     assert store.read_json(f"private/{record.id}.json") == {"examples": ["aa"]}
     assert components.component_ids(store) == [record.id]
+
+
+def test_parameters_come_and_go_with_their_component(store):
+    record, arrays = make("weight")
+    parameters = {"gift.all.phi": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    record = dataclasses.replace(record, parameters=components.parameters_digest(parameters))
+    components.save_component(store, record, arrays, private={}, parameters=parameters)
+    found = components.load_parameters(store, record.id)
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        name: array.tobytes() for name, array in parameters.items()
+    }
+    path = f"parameters/{record.id}.safetensors"
+    data = bytearray(store.read(path))
+    data[-1] ^= 1
+    store.write(path, bytes(data))
+    with pytest.raises(VerificationError, match="expected parameters of digest"):
+        components.load_parameters(store, record.id)
+    components.delete_component(store, record.id)
+    assert store.list() == []
+
+
+def test_parameters_that_the_record_does_not_name_are_refused(store):
+    record, arrays = make()
+    with pytest.raises(InputError, match="expected parameters of digest None, got"):
+        components.save_component(store, record, arrays, private={}, parameters={"a": np.zeros(1, dtype=np.float32)})
+    components.save_component(store, record, arrays, private={})
+    assert components.load_parameters(store, record.id) == {}
 
 
 def test_wrong_id_space_or_base_is_refused_before_anything_is_written(store):
@@ -128,5 +156,6 @@ def test_an_id_is_one_path_segment(store):
 
 def test_records_of_older_workspaces_are_tangent():
     value = make()[0].to_json()
-    del value["space"]
+    del value["space"], value["parameters"]
     assert ComponentRecord.from_json(value).space == "tangent"
+    assert ComponentRecord.from_json(value).parameters is None
