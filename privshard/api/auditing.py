@@ -88,7 +88,7 @@ def _run_audit(setup: Setup, flags: ExecutionFlags, *, number: int, common: dict
     from privshard.api import worker
     from privshard.api.methods import make_method
     from privshard.audit.run import run_audit
-    from privshard.training.shard import encode
+    from privshard.training.encoding import encode
 
     base = worker.open_base(setup.base, None, digest=setup.base_digest)
     device = worker.pick_device(flags)
@@ -98,7 +98,14 @@ def _run_audit(setup: Setup, flags: ExecutionFlags, *, number: int, common: dict
     batches = (
         _images(min(flags.micro_batch, number - start), size, coins) for start in range(0, number, flags.micro_batch)
     )
-    constants = encode(method, batches, device=device, dtype=getattr(torch, flags.dtype), on_batch=lambda rows: None)
+    constants = encode(
+        method,
+        batches,
+        num_rows=number,
+        batch_size=flags.micro_batch,
+        device=device,
+        dtype=getattr(torch, flags.dtype),
+    )
     assert constants is not None
     return run_audit(
         method,

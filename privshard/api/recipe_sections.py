@@ -203,7 +203,8 @@ class PrivacySection(Section):
 class TrainingSection(Section):
     """Optimization of one shard. Null means the method's documented default; all are public constants.
 
-    center: whether a (noisy) mean of the features is released first, to centre the head's input by.
+    center: whether a (noisy) mean of the features is released first, to centre the head's input by. augmentations: how
+    many fixed crops of each example are learnt from beside it, as one example. flips: every other one is mirrored.
     """
 
     steps: Count | None = Field(default=None, description="a whole number, 1 or more, or null")
@@ -217,12 +218,15 @@ class TrainingSection(Section):
         default=None, ge=0, le=1, description="a fraction of the steps from 0 to 1, or null"
     )
     weight_decay: float | None = Field(default=None, ge=0, description="a number, 0 or more, or null")
+    augmentations: int = Field(default=0, ge=0, le=64, description="a whole number from 0 to 64")
+    flips: bool = Field(default=True, description="true or false")
 
 
 class ExecutionSection(Section):
     """How fast a shard computes; nothing here changes the guarantee or, up to rounding, the result.
 
-    threads of one worker: bit-equality needs the same number. auto: as many as the worker has processors.
+    threads of one worker: bit-equality needs the same number. auto: as many as the worker has processors. cache and
+    compile: see `privshard.core.execution.ExecutionFlags`, which this becomes.
     """
 
     device: str = Field(
@@ -231,6 +235,8 @@ class ExecutionSection(Section):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="float32 or bfloat16")
     micro_batch: int = Field(default=64, ge=1, description="a whole number of examples, 1 or more")
     threads: Count | Literal["auto"] = Field(default=1, description="a whole number, 1 or more, or auto")
+    cache: Literal["auto", "memory", "disk"] = Field(default="auto", description="auto, memory or disk")
+    compile: bool | Literal["auto"] = Field(default="auto", description="auto, true or false")
 
 
 class RaySection(Section):

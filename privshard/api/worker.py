@@ -9,18 +9,18 @@ import numpy as np
 import torch
 
 from privshard.api.methods import make_method
+from privshard.api.shard_constants import copies, encode_rows, shard_constants
 from privshard.core.errors import ResourceError, VerificationError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import MethodSpec, OnProgress, Progress, ShardJob, ShardResult
 from privshard.core.method import Constants, Method
 from privshard.core.model import BaseSpec
-from privshard.data.images import image_batches
 from privshard.data.shards import ShardRows, read_partition
 from privshard.models.base import Base, load_base
 from privshard.privacy.stream import fresh_key, insecure_key
 from privshard.store.layout import shard_dir
 from privshard.store.objects import ObjectStore
-from privshard.training.shard import encode, train_shard
+from privshard.training.shard import train_shard
 
 
 def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progress: OnProgress) -> ShardResult:
@@ -37,18 +37,22 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         return lambda done: on_progress(Progress(job.run_id, job.shard, stage, done, total))
 
     started = time.perf_counter()
-    constants = encode_rows(method, base, rows, flags=job.flags, device=device, on_rows=tell("encode", len(rows)))
+    on_rows = tell("encode", len(rows))
+    constants = shard_constants(job, base=base, method=method, rows=rows, device=device, on_rows=on_rows)
     encode_s = time.perf_counter() - started
     index = {name: position for position, name in enumerate(job.classes)}
+    labels = [index[label] for label in rows.labels for _ in range(copies(job.training))]
+    units = rows.ids if job.plan.unit == "example" else rows.subjects
     step = tell("train", job.plan.steps)
     trained = train_shard(
         method,
         constants,
-        labels_B=torch.tensor([index[label] for label in rows.labels], dtype=torch.long, device=device),
-        unit_of_row=rows.ids if job.plan.unit == "example" else rows.subjects,
+        labels_B=torch.tensor(labels, dtype=torch.long, device=device),
+        unit_of_row=[unit for unit in units for _ in range(copies(job.training))],
         plan=job.plan,
         params=job.training,
         root_key=root_key(job),
+        copies=copies(job.training),
         max_rows=job.flags.micro_batch * method.batch_scale,
         dtype=getattr(torch, job.flags.dtype),
         on_step=lambda done, total: step(done),
@@ -60,7 +64,7 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         tensors={name: tensor.numpy() for name, tensor in trained.tensors.items()},
         space=method.space,
         example_ids=rows.ids,
-        num_units=len(set(rows.ids if job.plan.unit == "example" else rows.subjects)),
+        num_units=len(set(units)),
         timing_s={"encode": encode_s, "train": trained.train_s},
         parameters={name: tensor.numpy() for name, tensor in trained.parameters.items()},
     )
@@ -90,29 +94,6 @@ def encode_eval(
         on_rows=lambda done: on_progress(Progress("evaluate", None, "evaluate", done, len(rows))),
     )
     return rows, {name: tensor.float().cpu().numpy() for name, tensor in (constants or {}).items()}
-
-
-def encode_rows(
-    method: Method,
-    base: Base,
-    rows: ShardRows,
-    *,
-    flags: ExecutionFlags,
-    device: str,
-    on_rows: Callable[[int], None],
-) -> Constants | None:
-    """Decode, transform and encode rows in batches of `flags.micro_batch`."""
-    done = 0
-
-    def count(num_rows: int) -> None:
-        nonlocal done
-        done += num_rows
-        on_rows(done)
-
-    batches = image_batches(
-        rows.images, transform=base.transform, batch_size=flags.micro_batch, num_workers=flags.threads
-    )
-    return encode(method, batches, device=device, dtype=getattr(torch, flags.dtype), on_batch=count)
 
 
 def component_logits(

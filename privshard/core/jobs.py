@@ -18,7 +18,9 @@ class TrainingParams:
     """Optimization of one shard; all public constants. Steps and rate live in the mechanism plan.
 
     average_from: the component is the mean of the iterates after this fraction of the steps, in [0, 1]; 1 keeps the
-    last one. Averaging is post-processing, so it is free under differential privacy.
+    last one. Averaging is post-processing, so it is free under differential privacy. augmentations: how many fixed,
+    changed copies of each example are learnt from beside itself; its gradient is their mean. flips: whether some of the
+    copies are mirrored.
     """
 
     lr: float
@@ -27,6 +29,8 @@ class TrainingParams:
     loss: Literal["cross_entropy", "square"] = "cross_entropy"
     average_from: float = 0.5
     weight_decay: float = 0.0
+    augmentations: int = 0
+    flips: bool = True
 
 
 @dataclass(frozen=True)

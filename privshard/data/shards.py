@@ -101,6 +101,11 @@ def read_partition(objects: ObjectStore, directory: str) -> ShardRows:
         raise VerificationError(f"{part_path(directory)}: {error.message}", remedy=_RESTORE) from error
 
 
+def partition_ids(objects: ObjectStore, directory: str) -> tuple[str, ...]:
+    """The ids of a partition's rows, in order; nothing else of it is decoded."""
+    return tuple(_read_columns(objects, part_path(directory), names=("id",))["id"])
+
+
 def find_subject(objects: ObjectStore, directory: str, *, subject: str) -> int:
     """How many rows of a partition are about `subject`."""
     return _read_columns(objects, part_path(directory), names=("subject",))["subject"].count(subject)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+from typing import BinaryIO
 
 from privshard.core.errors import ResourceError, VerificationError
 
@@ -22,6 +23,21 @@ def write_whole(path: Path, data: bytes) -> None:
     Durable on return. A failure (a full disk, no permission) is a ResourceError and leaves no temporary file.
     """
     with _temporary(path, data, mode=0o666) as temporary:
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def stream_whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, at any offset, that appears at `path` when the block ends: whole, or not at all.
+
+    Durable then, as `write_whole`. Where the block raises, what was at `path` stays and no temporary file is left.
+    """
+    with _temporary(path, b"", mode=0o666) as temporary:
+        with temporary.open("r+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
 

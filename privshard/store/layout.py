@@ -13,6 +13,7 @@ LEDGER_URL = "ledger.url"
 COMPONENTS = "components"
 PRIVATE = "private"
 PARAMETERS = "parameters"
+CACHE = "cache"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -34,6 +35,15 @@ def eval_dir() -> str:
 def cache_dir(shard: int) -> str:
     """Frozen activations of a shard: personal data, erased with it."""
     return f"cache/{_shard(shard)}"
+
+
+def constants_path(shard: int) -> str:
+    """The one file in a shard's cache: what the frozen base computed once for its rows.
+
+    >>> constants_path(7)
+    'cache/shard=007/constants.safetensors'
+    """
+    return f"{cache_dir(shard)}/constants.safetensors"
 
 
 def eval_cache_dir() -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from privshard.core.privacy import MechanismPlan
 from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.sampling import PoissonSampler
 from privshard.privacy.stream import ChaChaStream, derive_key
+from privshard.training.gather import take
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
 
@@ -34,21 +36,6 @@ class Trained:
     parameters: dict[str, Tensor]
 
 
-def encode(
-    method: Method, batches: Iterable[Tensor], *, device: str, dtype: torch.dtype, on_batch: Callable[[int], None]
-) -> Constants | None:
-    """The constants of all images, in order, on `device`; None without any image. They are personal data."""
-    parts: list[Constants] = []
-    for images in batches:
-        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
-            part = method.encode(images.to(device, non_blocking=True))
-        parts.append(
-            {name: tensor.to(dtype if name in method.wide else torch.float32) for name, tensor in part.items()}
-        )
-        on_batch(len(images))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else None
-
-
 def train_shard(
     method: Method,
     constants: Constants | None,
@@ -58,6 +45,7 @@ def train_shard(
     plan: MechanismPlan,
     params: TrainingParams,
     root_key: bytes,
+    copies: int = 1,
     max_rows: int = 512,
     dtype: torch.dtype = torch.float32,
     on_step: OnStep = lambda done, total: None,
@@ -74,6 +62,12 @@ def train_shard(
     optimizer refuses to run anything but the plan. Given `root_key`, the result is a function of the shard's rows in
     canonical order, the plan, the thread count, `max_rows` and `dtype`: bit for bit.
 
+    Augmentations: an example may be `copies` consecutive rows, the fixed transforms of one image. Its gradient is then
+    their mean, taken before clipping: all copies are of one unit, so a unit changes a sum by at most C however many
+    there are. As computed: sum_u clip(sum_j g_uj, m C) / m = sum_u clip(mean_j g_uj, C), for m copies j of the
+    examples of u. Clipping copy by copy would let a unit change the sum by m C (tests/training/test_copies.py).
+
+    constants: on the device of `labels_B`, which computes, or on the CPU: then every batch is moved (`gather.take`).
     labels_B: class indices, in the rows' order. unit_of_row: example id or subject of each row. root_key: 32 bytes,
     fresh and never stored in production; sampling and noise keys are derived from it separately.
     """
@@ -92,7 +86,9 @@ def train_shard(
     sampler = PoissonSampler(derive_key(root_key, "sampling"), sample_rate=plan.sample_rate, steps=plan.steps)
     center_D = None
     if plan.mean_releases and method.radius is not None:
-        center_D = optimizer.release_mean(_unit_features(method, constants, units, max_rows), radius=method.radius)
+        center_D = optimizer.release_mean(
+            _unit_features(method, constants, units, max_rows, labels_B.device), radius=method.radius
+        )
         method = method.centered(center_D)
     tail = _TailMean(parameters, first=min(int(params.average_from * plan.steps), plan.steps - 1))
     for step, taken in enumerate(sampler.batches(units.ids)):
@@ -106,10 +102,12 @@ def train_shard(
                 units=units,
                 taken=taken,
                 loss=params.loss,
-                max_grad_norm=plan.max_grad_norm if plan.private else None,
+                max_grad_norm=copies * plan.max_grad_norm if plan.private else None,
                 max_rows=max_rows,
                 dtype=dtype,
             )
+        if sums is not None and copies > 1:
+            sums = {name: total / copies for name, total in sums.items()}
         optimizer.release(sums)
         tail.add(step)
         on_step(step + 1, plan.steps)
@@ -120,13 +118,15 @@ def train_shard(
     return Trained(tensors, time.perf_counter() - started, own)
 
 
-def _unit_features(method: Method, constants: Constants | None, units: Units, max_rows: int) -> Tensor:
+def _unit_features(
+    method: Method, constants: Constants | None, units: Units, max_rows: int, device: torch.device
+) -> Tensor:
     """For each unit the mean feature of its examples, (U, D), on the CPU."""
     if constants is None:
         return torch.zeros(0, method.shapes()["head.weight"][1])
     num = len(next(iter(constants.values())))
     parts = [
-        method.features({name: tensor[start : start + max_rows] for name, tensor in constants.items()})
+        method.features(take(constants, np.arange(start, min(start + max_rows, num)), device=device))
         for start in range(0, num, max_rows)
     ]
     feature_BD = torch.cat(parts).double().cpu()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from privshard.core.method import Constants, Method, UnitGradients, pull
 from privshard.privacy.clipping import clip_factors
+from privshard.training.gather import take
 from privshard.training.loss import cotangent
 from privshard.training.units import Units
 
@@ -42,8 +43,7 @@ def clipped_sum(
     for rows, unit_of_row in units.batches(taken, max_rows=max_rows):
         at = torch.from_numpy(rows).to(labels_B.device)
         unit_B = torch.from_numpy(unit_of_row).to(labels_B.device)
-        whole = len(rows) == len(labels_B) and bool((np.diff(rows) == 1).all())
-        batch = constants if whole else {name: tensor[at] for name, tensor in constants.items()}
+        batch = take(constants, rows, device=labels_B.device)
         with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits_BC, pullback = pull(method, batch, parameters)
             gradients = pullback(cotangent(loss, logits_BC.float(), labels_B[at]))

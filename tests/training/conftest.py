@@ -15,8 +15,8 @@ from privshard.core.method import Constants, Method
 from privshard.models.vit import freeze, view_vit
 from privshard.tangent.block_engine import BlockEngine
 from privshard.tangent.class_row import ClassRowEngine
+from privshard.training.encoding import encode
 from privshard.training.head import HeadMethod
-from privshard.training.shard import encode
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make_shard() -> Callable[..., Shard]:
         ids = sorted(ids)
         images = [torch.randn(3, 32, 32, generator=_generator(name)) for name in ids]
         batches = [torch.stack(images[at : at + batch_size]) for at in range(0, len(ids), batch_size)]
-        constants = encode(method, batches, device="cpu", dtype=torch.float32, on_batch=lambda size: None)
+        constants = encode(method, batches, num_rows=len(ids), batch_size=batch_size, device="cpu")
         labels_B = torch.tensor([zlib.crc32(name.encode()) % 5 for name in ids], dtype=torch.long)
         subjects = tuple(name.split("-")[0] for name in ids)
         return Shard(subjects, torch.stack(images) if images else torch.zeros(0, 3, 32, 32), labels_B, constants)

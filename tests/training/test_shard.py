@@ -17,7 +17,7 @@ from privshard.privacy.mean import noisy_mean
 from privshard.privacy.sampling import PoissonSampler
 from privshard.privacy.stream import ChaChaStream, derive_key, insecure_key
 from privshard.training.loss import losses
-from privshard.training.shard import encode, train_shard
+from privshard.training.shard import train_shard
 
 IDS = [f"{subject}-{number}" for subject in "abcdefgh" for number in range(1 + ord(subject) % 3)]
 PLAN = MechanismPlan("subject", 0.5, 4, 1.0, 0.7, 4.0, 1e-5, "rdp")
@@ -305,23 +305,6 @@ def test_learning_lowers_the_loss(make_method, make_shard):
         losses("cross_entropy", method.logits(shard.constants, at), shard.labels_B).mean() for at in (zero, learnt)
     )
     assert after < 0.5 * before
-
-
-def test_encoding_keeps_order_and_gives_single_precision(make_method):
-    method, model = make_method("class row")
-    images_B = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    counts = []
-    batches = [images_B[:2], images_B[2:4], images_B[4:]]
-    found = encode(method, batches, device="cpu", dtype=torch.float32, on_batch=counts.append)
-    assert counts == [2, 2, 1]
-    torch.testing.assert_close(found["logits"], model(images_B), rtol=1e-5, atol=1e-5)
-    rough = encode(method, batches, device="cpu", dtype=torch.bfloat16, on_batch=counts.append)
-    assert {name for name, tensor in rough.items() if tensor.dtype == torch.bfloat16} == {"n1"}
-    assert {tensor.dtype for tensor in rough.values()} == {torch.float32, torch.bfloat16}
-    assert {name: tensor.shape for name, tensor in rough.items()} == {name: t.shape for name, t in found.items()}
-    difference = float((rough["logits"] - found["logits"]).abs().max() / found["logits"].abs().max())
-    assert 1e-6 < difference < 5e-2  # it did run in bfloat16
-    assert encode(method, [], device="cpu", dtype=torch.float32, on_batch=counts.append) is None
 
 
 def test_the_time_is_told(make_method, make_shard):
