@@ -12,7 +12,7 @@ PIXELS = np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3)
 
 
 def as_tensor(image):
-    return torch.from_numpy(np.asarray(image.resize((4, 4), Image.Resampling.NEAREST))).permute(2, 0, 1).float()
+    return torch.from_numpy(np.array(image.resize((4, 4), Image.Resampling.NEAREST))).permute(2, 0, 1).float()
 
 
 def test_they_are_fixed_for_good():
