@@ -6,6 +6,16 @@ from collections.abc import Callable
 
 from privshard.adaptation.adapter import Adapter
 from privshard.adaptation.bitfit import BitFitAdapter
+from privshard.adaptation.full import FullAdapter
+from privshard.adaptation.lora import LoraAdapter
+from privshard.adaptation.prompts import PromptsAdapter
 from privshard.models.vit import ViTView
 
-ADAPTERS: dict[str, Callable[[ViTView], Adapter]] = {"bitfit": BitFitAdapter}
+ADAPTERS: dict[str, Callable[[ViTView], Adapter]] = {
+    "bitfit": BitFitAdapter,
+    "full": FullAdapter,
+    "full last": lambda view: FullAdapter(view, blocks=1),
+    "lora": lambda view: LoraAdapter(view, rank=3, alpha=6.0),
+    "lora all": lambda view: LoraAdapter(view, rank=2, targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    "prompts": lambda view: PromptsAdapter(view, tokens=2),
+}

@@ -55,7 +55,8 @@ class Adapter(Protocol):
 class Seen:
     """One layer in one pass over a batch. a: what its parameters multiply, (B, T, I): the input of a Linear, the
     normalized input of a LayerNorm. b: the cotangent of the layer's output, (B, T, O). Of prompts: a are the tokens
-    themselves, one copy an example (B, P, D), and b their cotangent."""
+    themselves, one copy an example (B, P, D), and b their cotangent. Of the stem: a are the images, b is the cotangent
+    of the tokens that enter the first block."""
 
     a: Tensor
     b: Tensor
@@ -76,7 +77,8 @@ class FactoredAdapter(Adapter, Protocol):
 
     def places(self, parameters: Mapping[str, Tensor], seen: Mapping[str, Seen]) -> Sequence[Outer | Direct]:
         """The per-example gradients with respect to theta, in the order of rows where several places share a name.
-        seen: module name (or `prompts.K`, where `changed` gives those) -> what was seen of it."""
+        seen: module name -> what was seen of it; so for `prompts.K`, where `changed` gives those, and for "stem",
+        where first_block is None."""
         ...
 
 
@@ -85,4 +87,4 @@ def prompt_name(block: int) -> str:
     return f"{PROMPTS}{block}"
 
 
-PROMPTS = "prompts."
+PROMPTS, STEM = "prompts.", "stem"

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from privshard.adaptation.adapter import PROMPTS, Adapter, FactoredAdapter, Seen
+from privshard.adaptation.adapter import PROMPTS, STEM, Adapter, FactoredAdapter, Seen
 from privshard.adaptation.gradients import DenseGradients, LazyGradients, per_example
-from privshard.adaptation.tail import Tail, features, recorded
+from privshard.adaptation.tail import Stem, Tail, features, recorded, stem_tokens
 from privshard.core.displacement import Space
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, Pullback
@@ -50,13 +50,14 @@ class AdapterMethod:
         self.radius = feature_radius(view)
         self._view = view
         self._seed = seed
-        self._tail = Tail(view, first_block=adapter.first_block)
+        self._stem = Stem(view) if adapter.first_block is None else None
+        self._tail = Tail(view, first_block=adapter.first_block or 0)
         self._center_D = center_D
 
     @torch.no_grad()
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D), by the base."""
-        return features(self._tail, constants["x"], {})
+        return self._features(constants["x"], {})
 
     def centered(self, mean_D: Tensor) -> AdapterMethod:
         """This method, with the head's displacement acting on feature - mean."""
@@ -91,7 +92,7 @@ class AdapterMethod:
         Raises InputError for names that the base doesn't have.
         """
         moved = {name: value for name, value in displacement.items() if not name.startswith("head.")}
-        feature_BD = features(self._tail, constants["x"], self._values(moved))
+        feature_BD = self._features(constants["x"], self._values(moved))
         return self._head(feature_BD, displacement)
 
     def displacement(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,21 +113,26 @@ class AdapterMethod:
         theta, head = _split({name: value.detach() for name, value in parameters.items()})
         with torch.no_grad():
             changed = adapter.changed(theta)
+            tokens = x.detach() if self._stem is None else stem_tokens(self._stem, x, changed)
         own = {  # a copy of the prompts for every example: the gradient of each is that example's
             name: value.expand(len(x), -1, -1).detach().requires_grad_()
             for name, value in changed.items()
             if name.startswith(PROMPTS)
         }
+        tokens.requires_grad_(self._stem is not None)
         with torch.enable_grad(), recorded(self._tail, adapter.layers()) as found:
-            feature_BD = features(self._tail, x.detach(), {**changed, **own})
+            feature_BD = features(self._tail, tokens, {**changed, **own})
         logits_BC = self._head(feature_BD.detach(), head)
+        given = {name: a for name, (a, _) in found.items()} | {name: leaf.detach() for name, leaf in own.items()}
+        outs = [*(out for _, out in found.values()), *own.values()]
+        if self._stem is not None:
+            given[STEM] = x
+            outs.append(tokens)
 
         def pullback(cotangent_BC: Tensor) -> Places:
             back_BD = cotangent_BC.to(feature_BD.dtype) @ self._weight(head).to(feature_BD.dtype)
-            outs = [*(edge for _, edge in found.values()), *own.values()]
-            backs = iter(torch.autograd.grad(feature_BD, outs, grad_outputs=back_BD))
-            seen = {name: Seen(a, next(backs)) for name, (a, _) in found.items()}
-            seen |= {name: Seen(tokens.detach(), next(backs)) for name, tokens in own.items()}
+            backs = torch.autograd.grad(feature_BD, outs, grad_outputs=back_BD)
+            seen = {name: Seen(a, back) for (name, a), back in zip(given.items(), backs, strict=True)}
             return Places([*adapter.places(theta, seen), *self._head_places(feature_BD.detach(), cotangent_BC)])
 
         return logits_BC, pullback
@@ -155,7 +161,11 @@ class AdapterMethod:
 
     def _forward(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         theta, head = _split(parameters)
-        return self._head(features(self._tail, x, self.adapter.changed(theta)), head)
+        return self._head(self._features(x, self.adapter.changed(theta)), head)
+
+    def _features(self, x: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+        tokens = x if self._stem is None else stem_tokens(self._stem, x, changed)
+        return features(self._tail, tokens, changed)
 
     def _head(self, feature_BD: Tensor, displacement: Mapping[str, Tensor]) -> Tensor:
         """(W0 + dW) feature + b0 + db, dW acting on the feature minus the centre."""

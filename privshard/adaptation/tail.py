@@ -20,39 +20,59 @@ _PREFIX = "model."
 
 
 class Tail(nn.Module):
-    """From the tokens that enter `first_block` (None: from images) to the head's input.
+    """From the tokens that enter `first_block` to the head's input. It holds the base itself and never writes to it."""
 
-    It holds the base itself, not a copy, and never writes to it.
-    """
-
-    def __init__(self, view: ViTView, *, first_block: int | None) -> None:
+    def __init__(self, view: ViTView, *, first_block: int) -> None:
         super().__init__()
-        self.view = view
         self.model = view.model
-        self.first_block = first_block
+        self._blocks = [block.module for block in view.blocks]
+        self._first = first_block
 
-    def forward(self, x: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x_BND: Tensor, prompts: Mapping[str, Tensor]) -> Tensor:
         """The head's input (B, D)."""
-        if self.first_block is None:
-            x = self.view.tokens(x, first_block=0)
-        for index in range(self.first_block or 0, len(self.view.blocks)):
-            block, tokens = self.view.blocks[index].module, prompts.get(prompt_name(index))
-            x = block(x) if tokens is None else self._with_prompts(block, x, tokens)
-        return self.model.forward_head(self.model.norm(x), pre_logits=True)
+        for index, block in enumerate(self._blocks[self._first :], start=self._first):
+            tokens = prompts.get(prompt_name(index))
+            x_BND = block(x_BND) if tokens is None else self._with_prompts(block, x_BND, tokens)
+        return self.model.forward_head(self.model.norm(x_BND), pre_logits=True)
 
-    def _with_prompts(self, block: nn.Module, x_BND: Tensor, prompts_PD: Tensor) -> Tensor:
-        """One block that also attends to prompts, which come after the prefix tokens and don't leave the block."""
+    def _with_prompts(self, block: nn.Module, x_BND: Tensor, prompts: Tensor) -> Tensor:
+        """One block that also attends to prompts (P, D) or (B, P, D), which come after the prefix tokens and don't leave
+        the block."""
         prefix = self.model.num_prefix_tokens
-        joined = prompts_PD.to(x_BND.dtype).expand(len(x_BND), -1, -1)
+        joined = prompts.to(x_BND.dtype).expand(len(x_BND), -1, -1)
         out = block(torch.cat([x_BND[:, :prefix], joined, x_BND[:, prefix:]], dim=1))
-        return torch.cat([out[:, :prefix], out[:, prefix + len(prompts_PD) :]], dim=1)
+        return torch.cat([out[:, :prefix], out[:, prefix + joined.shape[1] :]], dim=1)
 
 
-def features(tail: Tail, x: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+class Stem(nn.Module):
+    """From images to the tokens that enter the first block. It holds the base itself and never writes to it."""
+
+    def __init__(self, view: ViTView) -> None:
+        super().__init__()
+        self.model = view.model
+        self._tokens = view.tokens
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The tokens (B, N, D)."""
+        return self._tokens(images, first_block=0)
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """The parameters of the base that act here: all that are in no block, and not after them."""
+        later = ("blocks.", "norm.", "fc_norm.", "head.")
+        return tuple(name for name, _ in self.model.named_parameters() if not name.startswith(later))
+
+
+def features(tail: Tail, x_BND: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
     """The head's input (B, D) with changed values by the base's names, differentiable in them."""
     prompts = {name: value for name, value in changed.items() if name.startswith(PROMPTS)}
     values = {_PREFIX + name: value for name, value in changed.items() if name not in prompts}
-    return torch.func.functional_call(tail, values, (x, prompts))
+    return torch.func.functional_call(tail, values, (x_BND, prompts))
+
+
+def stem_tokens(stem: Stem, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+    """The tokens (B, N, D) that enter the first block with changed values, differentiable in them."""
+    values = {_PREFIX + name: value for name, value in changed.items() if not name.startswith(PROMPTS)}
+    return torch.func.functional_call(stem, values, (images,))
 
 
 @contextmanager
