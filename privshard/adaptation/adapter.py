@@ -27,9 +27,20 @@ class Adapter(Protocol):
     position embedding, class token) is changed too.
     """
 
-    name: str
-    space: Space
-    first_block: int | None
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """ "weight" or "prompt"."""
+        ...
+
+    @property
+    def first_block(self) -> int | None:
+        """The first block whose input is constant."""
+        ...
 
     def initial(self, seed: int) -> dict[str, Tensor]:
         """Where theta starts: public, a function of `seed` alone, fp32 on the CPU. It must leave the base's function

@@ -99,7 +99,7 @@ class LoraAdapter:
         return found
 
     def _peft_layers(self) -> dict[str, Any]:
-        """peft's LoRA layers of these shapes on the CPU, by the base's names; they wrap linear layers without values."""
+        """peft's LoRA layers of these shapes on the CPU, by the base's names, around layers without values."""
         from peft import LoraConfig, inject_adapter_in_model
 
         keys = {name: name.replace(".", "/") for name in self._linears}
@@ -113,6 +113,6 @@ class LoraAdapter:
         return {name: injected.get_submodule(key) for name, key in keys.items()}
 
 
-def _empty(module: nn.Linear) -> nn.Linear:
+def _empty(module: nn.Linear) -> nn.Module:
     """A linear layer of the same shape whose values are never set."""
     return nn.utils.skip_init(nn.Linear, module.in_features, module.out_features, bias=module.bias is not None)

@@ -36,8 +36,8 @@ class Tail(nn.Module):
         return self.model.forward_head(self.model.norm(x_BND), pre_logits=True)
 
     def _with_prompts(self, block: nn.Module, x_BND: Tensor, prompts: Tensor) -> Tensor:
-        """One block that also attends to prompts (P, D) or (B, P, D), which come after the prefix tokens and don't leave
-        the block."""
+        """One block that also attends to prompts (P, D) or (B, P, D), which come after the prefix tokens and end
+        with the block."""
         prefix = self.model.num_prefix_tokens
         joined = prompts.to(x_BND.dtype).expand(len(x_BND), -1, -1)
         out = block(torch.cat([x_BND[:, :prefix], joined, x_BND[:, prefix:]], dim=1))

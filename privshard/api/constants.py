@@ -30,6 +30,14 @@ _DEFAULTS: dict[tuple[str, bool], Optimization] = {
     ("head", True): Optimization(60, 1.0, TrainingParams(lr=1.0, momentum=0.9, average_from=0.5)),
     ("tangent", False): Optimization(200, 0.5, TrainingParams(lr=1e-3, optimizer="adam", average_from=0.5)),
     ("head", False): Optimization(200, 0.5, TrainingParams(lr=1e-2, optimizer="adam", average_from=0.5)),
+    ("full", True): Optimization(60, 1.0, TrainingParams(lr=0.1, momentum=0.9, average_from=0.5)),
+    ("lora", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
+    ("bitfit", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
+    ("prompts", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
+    ("full", False): Optimization(150, 0.2, TrainingParams(lr=1e-4, optimizer="adam", average_from=0.75)),
+    ("lora", False): Optimization(150, 0.2, TrainingParams(lr=3e-3, optimizer="adam", average_from=0.75)),
+    ("bitfit", False): Optimization(150, 0.2, TrainingParams(lr=3e-3, optimizer="adam", average_from=0.75)),
+    ("prompts", False): Optimization(150, 0.2, TrainingParams(lr=1e-2, optimizer="adam", average_from=0.75)),
 }
 """(method, private) -> defaults, chosen on train splits. Under differential privacy every unit takes part in every
 step: with a cached base that is cheap, and it gives the most signal for a given epsilon."""

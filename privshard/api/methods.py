@@ -5,15 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from privshard.adaptation.adapter import Adapter
+from privshard.adaptation.bitfit import BitFitAdapter
+from privshard.adaptation.full import FullAdapter
+from privshard.adaptation.lora import LoraAdapter
+from privshard.adaptation.method import AdapterMethod
+from privshard.adaptation.prompts import PromptsAdapter
 from privshard.core.jobs import MethodSpec
 from privshard.core.method import Method
 from privshard.models.vit import ViTView
 from privshard.tangent.engine import tangent_engine
 from privshard.training.head import HeadMethod
 
+
+def _adapted(make: Callable[..., Adapter]) -> Callable[[ViTView, Mapping[str, Any]], Method]:
+    """A factory of the adapter method, from one of an adapter; the option `seed` draws where its parameters start."""
+
+    def factory(view: ViTView, options: Mapping[str, Any]) -> Method:
+        own = {name: value for name, value in options.items() if name != "seed"}
+        return AdapterMethod(view, make(view, **own), seed=options.get("seed", 0))
+
+    return factory
+
+
 _FACTORIES: Mapping[str, Callable[[ViTView, Mapping[str, Any]], Method]] = {
     "tangent": lambda view, options: tangent_engine(view, blocks=options.get("blocks", 1)),
     "head": lambda view, options: HeadMethod(view),
+    "full": _adapted(FullAdapter),
+    "lora": _adapted(LoraAdapter),
+    "bitfit": _adapted(BitFitAdapter),
+    "prompts": _adapted(PromptsAdapter),
 }
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privshard.api import evaluation, facts
 from privshard.api.setup import Setup, flags_of, stored_recipe
 from privshard.core.errors import InputError
 from privshard.core.jobs import OnProgress
+from privshard.core.model import Composition
 from privshard.store.views import ModelVersion
 from privshard.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from privshard.unlearning.eval_cache import EvalCache
 
 
 def evaluate(workspace: str, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Metrics of the current model on the held-out rows, from cached logits where they are there."""
     with Workspace.open(workspace) as ws:
         setup, model = Setup.load(ws), current_model(ws)
-        cache = _cache(ws, setup, model, on_progress)
+        cache = _cache(ws, setup, model, on_progress, models=[model.composition])
         metrics = evaluation.measure(cache, model.composition, setup.classes)
         return {"model": facts.version_name(model.version), "metrics": metrics, "note": evaluation.NOTE}
 
@@ -30,22 +34,27 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
     """
     import numpy as np
 
+    from privshard.composition.members import arithmetic
     from privshard.influence.evidence import Evidence
     from privshard.influence.geometry import component_geometry
     from privshard.influence.report import influence_report
 
     with Workspace.open(workspace) as ws:
         setup, model = Setup.load(ws), current_model(ws)
-        cache = _cache(ws, setup, model, on_progress)
-        weights = model.composition.weights
+        composition, weights = model.composition, model.composition.weights
         if not weights:
             raise InputError("influence: the current model has no component left.", remedy="Retrain a shard first.")
+        dropped = {name: composition.without({name}) for name in weights}
+        cache = _cache(ws, setup, model, on_progress, models=[composition, *dropped.values()])
         evidence = Evidence(
             base_logits_BC=cache.base_BC,
             component_logits={name: cache.component_logits[name] for name in weights},
             weights=weights,
             labels_B=cache.labels_B,
             classes=setup.classes,
+            run_logits=None
+            if arithmetic(composition, linear=cache.linear)
+            else {None: cache.logits(composition)} | {name: cache.logits(rest) for name, rest in dropped.items()},
         )
         paths = {name: ws.objects.local_path(ws.component_path(name)) for name in weights}
         shards = {name: ws.load_record(name).shard for name in weights}
@@ -68,24 +77,20 @@ def predict(workspace: str, images: Sequence[str]) -> dict[str, Any]:
         import torch
 
         from privshard.api import worker
+        from privshard.api.composed import displacements
         from privshard.api.methods import make_method
-        from privshard.composition.average import average
         from privshard.data.images import image_batches
 
         flags = flags_of(stored_recipe(ws))
         device = worker.pick_device(flags)
         base = worker.open_base(setup.base, None, digest=setup.base_digest)
         method = make_method(setup.method, base.view.to(device))
-        paths = {name: ws.objects.local_path(ws.component_path(name)) for name in model.composition.weights}
-        moved = average(paths, model.composition.weights)
-        displacement = {
-            name: torch.from_numpy(moved[name]).to(device) if moved else torch.zeros(shape, device=device)
-            for name, shape in method.shapes().items()
-        }
+        parts = displacements(ws, model.composition, method=method, device=device)
         found = []
         for batch in image_batches(contents, transform=base.transform, batch_size=flags.micro_batch):
-            logits = method.logits(method.encode(batch.to(device)), displacement)
-            found += torch.softmax(logits.double(), dim=1).tolist()
+            encoded = method.encode(batch.to(device))
+            logits = torch.stack([weight * method.logits(encoded, moved).double() for weight, moved in parts]).sum(0)
+            found += torch.softmax(logits, dim=1).tolist()
     predictions = []
     for path, row in zip(images, found, strict=True):
         best = max(range(len(row)), key=row.__getitem__)
@@ -136,8 +141,15 @@ def current_model(ws: Workspace) -> ModelVersion:
     return model
 
 
-def _cache(ws: Workspace, setup: Setup, model: ModelVersion, on_progress: OnProgress | None) -> Any:
-    """Cached held-out logits of the model's components; missing ones are computed."""
+def _cache(
+    ws: Workspace,
+    setup: Setup,
+    model: ModelVersion,
+    on_progress: OnProgress | None,
+    *,
+    models: Sequence[Composition],
+) -> EvalCache:
+    """Cached held-out logits of the model's components and of compositions of them; missing ones are computed."""
     return evaluation.refresh(
         ws,
         setup,
@@ -145,6 +157,7 @@ def _cache(ws: Workspace, setup: Setup, model: ModelVersion, on_progress: OnProg
         flags=flags_of(stored_recipe(ws)),
         base_state=None,
         on_progress=on_progress or (lambda _: None),
+        models=models,
     )
 
 

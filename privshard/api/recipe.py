@@ -22,6 +22,7 @@ from privshard.api.recipe_sections import (
 from privshard.api.recipe_yaml import anchored, dump_yaml, override, read_recipe
 from privshard.core.digest import json_digest
 from privshard.core.execution import ExecutionFlags
+from privshard.core.model import Combine
 from privshard.core.privacy import PrivacyParams
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class Recipe(BaseModel):
 
     Frozen. Sections: data, base, method, shards, privacy, training, execution, ray; see each for its keys. Raises
     InputError that names the key, what was expected and what came; unknown keys are refused.
+
+    compose: how the shards' components make one model. "average" averages their displacements: one model, and for
+    `tangent` and `head` exactly the mean of their logits; for other methods an approximation of it, whose error
+    `evaluate` reports. "ensemble" averages the logits of one model a component, at S times the cost of a prediction.
 
     ledger: a database URL for the ledger; without one it is a file in the workspace. It decides nothing that is learnt,
     and its password is never written down (`privshard.store.ledger_place`).
@@ -57,6 +62,7 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
     base: BaseSection = BaseSection()
     method: MethodSection = MethodSection()
     shards: int = Field(default=4, ge=1, description="a whole number, 1 or more")
+    compose: Combine = Field(default="average", description="average or ensemble")
     privacy: PrivacySection = PrivacySection()
     training: TrainingSection = TrainingSection()
     execution: ExecutionSection = ExecutionSection()
@@ -137,7 +143,9 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
         return ExecutionFlags(**{**self.execution.model_dump(), "threads": threads})
 
     def _deciding(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude=_NOT_DECIDING)
+        """Keys that came later than the first workspaces are left out at their default, so that digests stay."""
+        later = {"compose"} if self.compose == "average" else set()
+        return self.model_dump(mode="json", exclude=_NOT_DECIDING | later)
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

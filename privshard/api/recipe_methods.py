@@ -29,7 +29,48 @@ class HeadOptions(MethodOptions):
     """The classifier alone; nothing to choose."""
 
 
-METHODS: Mapping[str, type[MethodOptions]] = {"tangent": TangentOptions, "head": HeadOptions}
+class FullOptions(MethodOptions):
+    """Full fine-tuning of the non-linear network: which of its blocks move besides the head."""
+
+    blocks: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default="all", description="a whole number of last blocks, 1 or more, or all (the stem too)"
+    )
+
+
+class LoraOptions(MethodOptions):
+    """Low-rank factors beside linear layers, as Hugging Face peft makes them.
+
+    seed: draws where the factors start, which is public. The defaults are peft's rank and alpha, on the layer that the
+    paper of GIFT compares on.
+    """
+
+    rank: int = Field(default=8, ge=1, description="a whole number, 1 or more")
+    alpha: float = Field(default=8.0, gt=0, description="a number above 0")
+    targets: list[str] = Field(
+        default=["attn.proj"], min_length=1, description="a list of linear layers of a block, such as attn.proj"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number, 0 or more")
+
+
+class BitFitOptions(MethodOptions):
+    """The biases of the blocks' linear layers; nothing to choose."""
+
+
+class PromptsOptions(MethodOptions):
+    """Deep visual prompts: how many tokens join the input of every block. seed: draws where they start."""
+
+    tokens: int = Field(default=5, ge=1, description="a whole number, 1 or more")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number, 0 or more")
+
+
+METHODS: Mapping[str, type[MethodOptions]] = {
+    "tangent": TangentOptions,
+    "head": HeadOptions,
+    "full": FullOptions,
+    "lora": LoraOptions,
+    "bitfit": BitFitOptions,
+    "prompts": PromptsOptions,
+}
 
 
 def method_options(name: object, given: Mapping[str, object]) -> dict[str, JsonValue]:

@@ -137,6 +137,11 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
         )
         return cache.component_logits[component]
 
+    def run_model(composition: Composition) -> np.ndarray:
+        from privshard.api import evaluation
+
+        return evaluation.run_model(ws, setup, composition, flags=flags_of(recipe), base_state=None, on_progress=tell)
+
     def statement(composition: Composition) -> str:
         return facts.privacy_report(ws, setup)["statement"]
 
@@ -151,4 +156,5 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
         statement=statement,
         on_progress=tell,
         logits_of=logits_of,
+        run_model=run_model,
     )

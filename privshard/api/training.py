@@ -151,9 +151,15 @@ def _learn(ws: Workspace, recipe: Recipe, setup: Setup, *, runner: _Runner, tell
     timing["shards"] = time.perf_counter() - started
     started = time.perf_counter()
     components = [component for _, component in sorted(committed(ws).items())]
-    composition = Composition.uniform(setup.base_digest, components)
+    composition = Composition.uniform(setup.base_digest, components, combine=recipe.compose)
     cache = evaluation.refresh(
-        ws, setup, components=components, flags=flags_of(recipe), base_state=runner.base_state, on_progress=tell
+        ws,
+        setup,
+        components=components,
+        flags=flags_of(recipe),
+        base_state=runner.base_state,
+        on_progress=tell,
+        models=[composition],
     )
     metrics = evaluation.measure(cache, composition, setup.classes)
     timing["evaluate"] = time.perf_counter() - started

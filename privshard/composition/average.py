@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from privshard.composition.files import ComponentFiles, open_components
-from privshard.composition.weights import check_weights
+from privshard.composition.weights import check_space, check_weights
 
 
 def average(paths: Mapping[str, Path], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
@@ -24,9 +24,9 @@ def average(paths: Mapping[str, Path], weights: Mapping[str, float]) -> dict[str
     paths: component id -> safetensors file; may hold more components than are weighted.
     weights: component id -> public weight. Empty weights give no tensors: the base itself.
 
-    Raises InputError for a weighted component without a path, a weight that is not finite, and components whose
-    base, space, names, shapes or types differ (both sides are shown); VerificationError for a file that is missing
-    or no safetensors file.
+    Raises InputError for a weighted component without a path, a weight that is not finite, weights of prompts that are
+    no average, and components whose base, space, names, shapes or types differ (both sides are shown);
+    VerificationError for a file that is missing or no safetensors file.
 
     Test: tests/composition/test_average.py, against a loop in exact rational arithmetic.
     """
@@ -34,6 +34,7 @@ def average(paths: Mapping[str, Path], weights: Mapping[str, float]) -> dict[str
     if not weights:
         return {}
     with open_components({name: paths[name] for name in weights}) as files:
+        check_space(weights, space=files.header.space)
         return {tensor: _sum(files, tensor, weights) for tensor in files.names}
 
 

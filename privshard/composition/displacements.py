@@ -8,6 +8,7 @@ from functools import reduce
 
 import torch
 
+from privshard.composition.weights import check_space
 from privshard.core.displacement import Displacement
 from privshard.core.errors import InputError
 
@@ -15,7 +16,8 @@ from privshard.core.errors import InputError
 def compose(components: Sequence[Displacement], *, weights: Sequence[float] | None = None) -> Displacement:
     """Combine displacements of one base and space: D = sum_i weights_i D_i; by default their mean.
 
-    Composing weights is composing outputs: for a linearized model, f0 + J D = f0 + sum_i weights_i J D_i.
+    Composing weights is composing outputs: for a linearized model, f0 + J D = f0 + sum_i weights_i J D_i. In the spaces
+    "weight" and "prompt" it is an approximation of that.
 
     Guarantees: one component with weight 1 comes back bit for bit; sums are taken in double precision in the order of
     the displacements' digests and rounded once, so the order of the arguments leaves no trace, and fp32 components give
@@ -24,7 +26,8 @@ def compose(components: Sequence[Displacement], *, weights: Sequence[float] | No
 
     components: at least one. weights: one finite number each.
 
-    Raises InputError for no components, another number of weights, and displacements of different kinds.
+    Raises InputError for no components, another number of weights, displacements of different kinds, and weights of
+    prompts that are no average.
 
     >>> d = Displacement({"head.bias": torch.tensor([1.0, 3.0])}, base="b", space="tangent")
     >>> compose([d, 3 * d]).tensors["head.bias"].tolist()
@@ -42,6 +45,7 @@ def compose(components: Sequence[Displacement], *, weights: Sequence[float] | No
         raise InputError(f"compose: expected {len(components)} weights, one a displacement, got {len(chosen)}.")
     if not all(math.isfinite(weight) for weight in chosen):
         raise InputError(f"compose: expected finite weights, got {chosen}.")
+    check_space({str(place): weight for place, weight in enumerate(chosen)}, space=components[0].space)
     ordered = sorted(zip(components, chosen, strict=True), key=lambda pair: (pair[0].digest, pair[1]))
     first, weight = ordered[0]
     total = first.to(torch.float64) * weight

@@ -16,10 +16,11 @@ from privshard.core.errors import InputError
 def composed_logits(
     base_logits_BC: np.ndarray, component_logits: Mapping[str, np.ndarray], weights: Mapping[str, float]
 ) -> np.ndarray:
-    """f0 + sum_i weight_i z_i, where z_i = J D_i is what component i alone adds to the logits f0 of the base.
+    """f0 + sum_i weight_i z_i, where z_i = f(x; D_i) - f0 is what component i alone adds to the logits f0 of the base.
 
-    Costs no model evaluation, whichever components are dropped. Exact for methods that are linear in the
-    displacement (`tangent`, `head`); for others, logits do not add and this does not apply.
+    Costs no model evaluation, whichever components are dropped. Exact for ensembles; and for averages of displacements
+    where methods are linear in them (`tangent`, `head`: z_i = J D_i). For other averages logits do not add, and this
+    does not apply: see `composition.members.arithmetic`.
 
     Guarantees: float64, summed in sorted order of the ids, so a drop gives bit for bit the logits of the other
     components under their weights; empty weights give the base's logits.

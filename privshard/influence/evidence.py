@@ -22,8 +22,11 @@ from privshard.core.model import Composition
 class Evidence:
     """A composition on labelled rows: logits of the base, what each component adds, weights and labels.
 
-    base_logits_BC: f0. component_logits: id -> z_i = J D_i of shape (B, C), one for every weighted component.
-    weights: id -> public weight, positive. labels_B: index into `classes`.
+    base_logits_BC: f0. component_logits: id -> z_i, what i alone adds, (B, C), one for every weighted component.
+    weights: id -> public weight, positive. labels_B: index into `classes`. run_logits: where the logits of a
+    composition don't follow from those of its components (averages of displacements that aren't linear), what running
+    gave: under None the whole composition's, under an id those of the composition without it. Other subsets are then
+    taken as ensembles, which the averages approximate.
 
     Anything else is an InputError. Rows are usually held out, personal data: nothing computed from them is covered
     by the guarantee of the components.
@@ -34,6 +37,7 @@ class Evidence:
     weights: Mapping[str, float]
     labels_B: np.ndarray
     classes: tuple[str, ...]
+    run_logits: Mapping[str | None, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         base_BC, labels_B = check_rows(self.base_logits_BC, self.labels_B, self.classes)
@@ -46,7 +50,10 @@ class Evidence:
                     f"Component {name}: expected a positive weight, got {weight}.",
                     remedy="Influence compares compositions by leaving components out; leave this one out beforehand.",
                 )
-        check_rows(self.full_logits_BC, labels_B, self.classes)
+        if self.run_logits is not None and set(self.run_logits) != {None, *self.weights}:
+            raise InputError("Influence: expected the logits of the composition, and of it without each component.")
+        for logits_BC in (self.full_logits_BC, *(self.run_logits or {}).values()):
+            check_rows(logits_BC, labels_B, self.classes)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -67,6 +74,8 @@ class Evidence:
     @cached_property
     def full_logits_BC(self) -> np.ndarray:
         """Logits of the whole composition."""
+        if self.run_logits is not None:
+            return np.asarray(self.run_logits[None], dtype=np.float64)
         return composed_logits(self.base_logits_BC, self.component_logits, self.weights)
 
     @property
@@ -76,6 +85,8 @@ class Evidence:
 
     def logits_without(self, name: str) -> np.ndarray:
         """Logits of the composition that dropping `name` leaves; of the base where nothing is left."""
+        if self.run_logits is not None:
+            return np.asarray(self.run_logits[name], dtype=np.float64)
         rest = Composition("", self.weights).without({name}).weights
         return composed_logits(self.base_logits_BC, self.component_logits, rest)
 

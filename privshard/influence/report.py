@@ -33,9 +33,10 @@ def influence_report(
     - composition: {accuracy, base_accuracy, num_rows}; conflict: {ids, cosine}; note: which rows, which guarantee
     - shapley: {accuracy, logit}, each {method, num_coalitions}
 
-    shapley_accuracy sums to accuracy - base_accuracy over the components: exact while 2^S B C is at most 2^30 and
-    S at most 16, else estimated, with a 95 % interval. shapley_logit is the mean over rows of the value for the true
-    class's logit: in closed form for the plain mean, else by the same two ways. What zero rows cannot tell is None.
+    shapley_accuracy sums to accuracy - base_accuracy over the components (of the ensemble, where the composition had
+    to be run): exact while 2^S B C is at most 2^30 and S at most 16, else estimated, with a 95 % interval.
+    shapley_logit is the mean over rows of the value for the true class's logit: in closed form for the plain mean, else
+    by the same two ways. What zero rows cannot tell is None.
 
     geometry: of the same components. shards: component id -> shard. rng: for sampled orders only.
 
@@ -71,20 +72,30 @@ def influence_report(
             "cosine": [[cosines[i][j] for j in order] for i in order],
         },
         "shapley": {"accuracy": _method(accuracy_shapley), "logit": _method(logit_shapley)},
-        "note": note(len(evidence.labels_B)),
+        "note": note(len(evidence.labels_B), approximate=evidence.run_logits is not None),
     }
 
 
-def note(num_rows: int) -> str:
-    """Which rows the numbers come from, and what guarantee they have: none."""
+def note(num_rows: int, *, approximate: bool = False) -> str:
+    """Which rows the numbers come from, and what guarantee they have: none.
+
+    approximate: the components aren't linear and are averaged, so that only some numbers are of that model.
+    """
     weights = "Weight distances and conflict use the components alone and have the guarantee of the components."
     if not num_rows:
         return f"There were no held-out rows to compute accuracies, logit shifts and Shapley values on. {weights}"
     rows = "1 held-out row, which is" if num_rows == 1 else f"{num_rows} held-out rows, which are"
     return (
         f"Accuracies, logit shifts and Shapley values were computed on {rows} personal data: they are exact facts "
-        f"about those rows and are not covered by the privacy guarantee. {weights}"
+        f"about those rows and are not covered by the privacy guarantee. {weights}{_APPROXIMATE if approximate else ''}"
     )
+
+
+_APPROXIMATE = (
+    " The components are not linear in their displacement and are averaged: accuracies and logit shifts, with and "
+    "without a component, come from running the averaged models; Shapley values are those of the ensemble of the "
+    "components, which an average approximates."
+)
 
 
 def _shapley(evidence: Evidence, rng: np.random.Generator) -> tuple[Estimate | None, Estimate | None]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Retrain = Callable[[int], "tuple[str, np.ndarray | None]"]
 LogitsOf = Callable[[str], "np.ndarray | None"]
+RunModel = Callable[[Composition], "np.ndarray | None"]
 REPORTS = "reports"
 
 
@@ -43,6 +44,7 @@ def execute(
     statement: Callable[[Composition], str],
     on_progress: OnProgress = lambda _: None,
     logits_of: LogitsOf = lambda _: None,
+    run_model: RunModel = lambda _: None,
 ) -> dict[str, Any] | None:
     """Do what `plan` says and return the signed receipt; None for an unknown subject, of whom nothing is recorded.
 
@@ -53,8 +55,10 @@ def execute(
 
     The caller holds the workspace's lock, and commits components that were written and not yet committed before.
     retrain: shard -> (id, logits) of a new committed component; logits as `EvalCache` keeps them, of the held-out
-    rows that are left, or None. logits_of: the same of a component that is committed already. spend_after: shard ->
-    all it has spent. statement: of a composition's guarantee.
+    rows that are left, or None. logits_of: the same of a component that is committed already. run_model: the logits of
+    a composition with a retrained component, where they don't follow from those of its components; after a drop no
+    model is run, and metrics are None until `evaluate`. spend_after: shard -> all it has spent. statement: of a
+    composition's guarantee.
 
     InputError where there is no model yet, where `subject` is not the plan's, or where the plan overlooks what the
     model holds of its shard. BudgetError where the budget refuses a retraining that the plan counted on: mode "auto"
@@ -84,6 +88,8 @@ def execute(
     plan, replacement = _prepare(plan, workspace, shard, retrain=retrain, logits_of=logits_of)
     after = _composition(plan, before, replacement=replacement)
     changed = after.digest != before.composition.digest
+    if replacement is not None:
+        _run(workspace, after, run_model)
     metrics_after = _metrics(workspace, after, classes)
     receipt = make_receipt(
         plan,
@@ -198,6 +204,16 @@ def _replacement(workspace: Workspace, shard: int, *, retrain: Retrain, logits_o
     if cache is not None and logits_BC is not None:
         eval_cache.save(workspace, cache.with_component(component, logits_BC))
     return component
+
+
+def _run(workspace: Workspace, composition: Composition, run_model: RunModel) -> None:
+    """Cache the logits of a composition that the cache can't tell by itself."""
+    cache = eval_cache.load(workspace)
+    if cache is None or cache.covers(composition):
+        return
+    logits_BC = run_model(composition)
+    if logits_BC is not None:
+        eval_cache.save(workspace, cache.with_model(composition, logits_BC))
 
 
 def _learnt_from(workspace: Workspace, component: str) -> tuple[str, ...] | None:

@@ -119,5 +119,5 @@ def _logits_problems(evidence: Evidence, facts: PartitionFacts | None) -> list[s
         problems.append(f"{path} has other labels than the held-out rows.")
     if cache.base_BC.shape[1] != len(evidence.classes):
         problems.append(f"{path} has logits of {cache.base_BC.shape[1]} classes, expected {len(evidence.classes)}.")
-    left = sorted(set(cache.component_logits) - evidence.live)
+    left = sorted(cache.components - evidence.live)
     return problems + [f"{path} holds logits of component {component}, which does not count." for component in left]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from privshard.composition.approximation import averaging_error
 from privshard.composition.logits import composed_logits
+from privshard.composition.members import arithmetic
 from privshard.composition.metrics import metrics
 from privshard.core.digest import tensors_digest
 from privshard.core.errors import InputError, VerificationError
@@ -26,7 +28,15 @@ LOGITS_PATH = f"{eval_cache_dir()}/logits.safetensors"
 CONSTANTS_PATH = f"{eval_cache_dir()}/constants.safetensors"
 MAX_CONSTANTS_BYTES = 1 << 30
 _LOGITS, _CONSTANTS = "privshard held-out logits 1", "privshard held-out constants 1"
-_LABELS, _BASE, _COMPONENT = "labels", "base", "component/"
+_LABELS, _BASE, _COMPONENT, _MODEL = "labels", "base", "component/", "model/"
+
+
+@dataclass(frozen=True, eq=False)
+class ModelLogits:
+    """A composition that was run, because its logits don't follow from those of its components, and what it gave."""
+
+    composition: Composition
+    logits_BC: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +44,17 @@ class EvalCache:
     """Logits of the held-out rows, in the order of `data/eval`.
 
     ids: of the rows. labels_B: index of each row's class. base_BC: fp32 logits f0 of the base. component_logits:
-    component id -> what that component alone adds to them, z_i = J D_i, fp32 (B, C).
+    component id -> what that component alone adds to them, z_i = f(x; D_i) - f0, fp32 (B, C). linear: whether
+    components are linear in their displacement, so that z_i = J D_i and averages of displacements are averages of
+    these. models: digest -> a composition that had to be run.
     """
 
     ids: tuple[str, ...]
     labels_B: np.ndarray
     base_BC: np.ndarray
     component_logits: Mapping[str, np.ndarray]
+    linear: bool = True
+    models: Mapping[str, ModelLogits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = len(self.ids)
@@ -51,9 +65,11 @@ class EvalCache:
                 f"held-out cache: expected labels and logits of {rows} rows, got {self.labels_B.shape} and "
                 f"{self.base_BC.shape}."
             )
-        for name, z_BC in self.component_logits.items():
-            if z_BC.shape != self.base_BC.shape:
-                raise InputError(f"Component {name}: expected logits of shape {self.base_BC.shape}, got {z_BC.shape}.")
+        given = {f"Component {name}": z_BC for name, z_BC in self.component_logits.items()}
+        given |= {f"Composition {digest}": model.logits_BC for digest, model in self.models.items()}
+        for name, logits_BC in given.items():
+            if logits_BC.shape != self.base_BC.shape:
+                raise InputError(f"{name}: expected logits of shape {self.base_BC.shape}, got {logits_BC.shape}.")
 
     def without_rows(self, ids: Collection[str]) -> EvalCache:
         """The cache of the other rows, in the same order."""
@@ -63,27 +79,60 @@ class EvalCache:
             labels_B=self.labels_B[kept],
             base_BC=self.base_BC[kept],
             component_logits={name: z_BC[kept] for name, z_BC in self.component_logits.items()},
+            linear=self.linear,
+            models={name: replace(model, logits_BC=model.logits_BC[kept]) for name, model in self.models.items()},
         )
 
     def without_component(self, component: str) -> EvalCache:
-        """The cache of the other components."""
+        """The cache of the other components, and of the compositions that don't have it."""
         others = {name: z_BC for name, z_BC in self.component_logits.items() if name != component}
-        return replace(self, component_logits=others)
+        models = {name: model for name, model in self.models.items() if component not in model.composition.weights}
+        return replace(self, component_logits=others, models=models)
 
     def with_component(self, component: str, logits_BC: np.ndarray) -> EvalCache:
         """The cache with what one more component adds; its rows are those of the cache, in the same order."""
         z_BC = np.asarray(logits_BC, dtype=np.float32)
         return replace(self, component_logits={**self.component_logits, component: z_BC})
 
+    def with_model(self, composition: Composition, logits_BC: np.ndarray) -> EvalCache:
+        """The cache with the logits of one more composition."""
+        model = ModelLogits(composition, np.asarray(logits_BC, dtype=np.float32))
+        return replace(self, models={**self.models, composition.digest: model})
+
+    @property
+    def components(self) -> frozenset[str]:
+        """Every component that anything here was computed with."""
+        return frozenset(self.component_logits).union(*(model.composition.weights for model in self.models.values()))
+
     def covers(self, composition: Composition) -> bool:
-        """Whether every component of `composition` has its logits here."""
-        return set(composition.weights) <= set(self.component_logits)
+        """Whether the logits of `composition` are here, or follow from those of its components."""
+        if arithmetic(composition, linear=self.linear):
+            return set(composition.weights) <= set(self.component_logits)
+        return composition.digest in self.models
+
+    def logits(self, composition: Composition) -> np.ndarray:
+        """The exact logits of `composition`, without evaluating a model. InputError where it isn't covered."""
+        if not arithmetic(composition, linear=self.linear):
+            if composition.digest not in self.models:
+                raise InputError(
+                    f"held-out cache: expected the logits of composition {composition.digest[:16]}…, which don't "
+                    "follow from those of its components, found none.",
+                    remedy="Compute them: privshard evaluate",
+                )
+            return self.models[composition.digest].logits_BC.astype(np.float64)
+        return composed_logits(self.base_BC, self.component_logits, composition.weights)
 
     def metrics(self, composition: Composition, classes: Sequence[str]) -> dict[str, Any]:
-        """What `composition` scores on the rows, without evaluating a model; see `composition.logits` for when that
-        is exact. InputError where it isn't covered."""
-        logits_BC = composed_logits(self.base_BC, self.component_logits, composition.weights)
-        return metrics(logits_BC, self.labels_B, classes)
+        """What `composition` scores on the rows, without evaluating a model. Where it averages displacements that
+        aren't linear, `averaging_error` says how far it is from the ensemble of its components, if these are here.
+        InputError where it isn't covered."""
+        logits_BC = self.logits(composition)
+        found = metrics(logits_BC, self.labels_B, classes)
+        ensemble = replace(composition, combine="ensemble")
+        if arithmetic(composition, linear=self.linear) or not self.covers(ensemble):
+            return found
+        error = averaging_error(logits_BC, self.logits(ensemble), self.base_BC, self.labels_B)
+        return {**found, "averaging_error": error}
 
 
 def save(workspace: Workspace, cache: EvalCache) -> None:
@@ -93,23 +142,39 @@ def save(workspace: Workspace, cache: EvalCache) -> None:
         _BASE: cache.base_BC.astype(np.float32),
         **{_COMPONENT + name: z_BC.astype(np.float32) for name, z_BC in cache.component_logits.items()},
     }
-    ids = json.dumps(cache.ids)
-    metadata = {"format": _LOGITS, "ids": ids, "digest": tensors_digest(arrays, _LOGITS, ids)}
-    save_tensors(workspace.objects, LOGITS_PATH, arrays, metadata)
+    arrays |= {_MODEL + digest: model.logits_BC.astype(np.float32) for digest, model in cache.models.items()}
+    metadata = {"format": _LOGITS, "ids": json.dumps(cache.ids)}
+    if not cache.linear:
+        models = [model.composition.to_json() for _, model in sorted(cache.models.items())]
+        metadata["models"] = json.dumps(models)
+    save_tensors(workspace.objects, LOGITS_PATH, arrays, {**metadata, "digest": _digest(arrays, metadata)})
 
 
 def load(workspace: Workspace) -> EvalCache | None:
     """The cache as it was saved; None where there is none, or a truncated, changed or foreign file: make it again."""
     found = _read(workspace, LOGITS_PATH, _LOGITS)
-    if found is None or found.metadata.get("digest") != tensors_digest(found.arrays, _LOGITS, found.metadata["ids"]):
+    if found is None or found.metadata.get("digest") != _digest(found.arrays, found.metadata):
         return None
     try:
         logits = {
             name.removeprefix(_COMPONENT): array for name, array in found.arrays.items() if name.startswith(_COMPONENT)
         }
-        return EvalCache(found.ids, found.arrays[_LABELS], found.arrays[_BASE], logits)
-    except (KeyError, InputError):
+        models = [Composition.from_json(value) for value in json.loads(found.metadata.get("models", "[]"))]
+        return EvalCache(
+            found.ids,
+            found.arrays[_LABELS],
+            found.arrays[_BASE],
+            logits,
+            linear="models" not in found.metadata,
+            models={model.digest: ModelLogits(model, found.arrays[_MODEL + model.digest]) for model in models},
+        )
+    except (KeyError, InputError, VerificationError):
         return None
+
+
+def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    models = (metadata["models"],) if "models" in metadata else ()
+    return tensors_digest(arrays, _LOGITS, metadata["ids"], *models)
 
 
 def save_constants(
@@ -173,9 +238,10 @@ def erase_rows(workspace: Workspace, *, keep: Collection[str]) -> None:
 
 
 def keep_components(workspace: Workspace, components: Collection[str]) -> None:
-    """Rewrite the logits without every component that is not in `components`. Doing it again changes nothing."""
+    """Rewrite the logits without every component that is not in `components`, and without every composition that has
+    it. Doing it again changes nothing."""
     cache = load(workspace)
-    gone = set(cache.component_logits) - set(components) if cache else set()
+    gone = cache.components - set(components) if cache else set()
     if cache and gone:
         for component in gone:
             cache = cache.without_component(component)

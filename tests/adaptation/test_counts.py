@@ -49,7 +49,7 @@ def test_a_model_without_biases_and_no_prompts_are_refused():
             part.bias = None
     with pytest.raises(InputError, match="bitfit"):
         BitFitAdapter(view)
-    with pytest.raises(InputError, match=r"method.tokens.*got 0"):
+    with pytest.raises(InputError, match=r"method\.tokens.*got 0"):
         PromptsAdapter(view, tokens=0)
     with pytest.raises(InputError, match="1 to 1"):
         FullAdapter(view, blocks=2)

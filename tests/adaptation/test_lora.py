@@ -87,7 +87,7 @@ def test_it_starts_where_peft_starts_and_leaves_the_global_randomness_alone(view
 def test_what_does_not_fit_is_refused(view, monkeypatch):
     with pytest.raises(InputError, match=r"method.rank: expected 1 to 24, the width of blocks\.0\.attn\.proj, got 25"):
         LoraAdapter(view, rank=25)
-    with pytest.raises(InputError, match="method.alpha"):
+    with pytest.raises(InputError, match=r"method\.alpha"):
         LoraAdapter(view, alpha=0.0)
     with pytest.raises(InputError, match=r"attn.qkv, attn.proj, mlp.fc1, mlp.fc2.*got norm1"):
         LoraAdapter(view, targets=("norm1",))
