@@ -42,7 +42,7 @@ class LoraAdapter:
     ) -> None:
         if find_spec("peft") is None:
             raise InputError(
-                "method lora: expected the package peft, which isn't installed.", remedy="pip install 'privshard[peft]'"
+                "method lora: expected the package peft, which isn't installed.", remedy="pip install 'privshard[lora]'"
             )
         if not alpha > 0:
             raise InputError(f"method.alpha: expected a number above 0, got {alpha}.")

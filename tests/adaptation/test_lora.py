@@ -95,5 +95,5 @@ def test_what_does_not_fit_is_refused(view, monkeypatch):
         LoraAdapter(view, targets=("attn.proj", "attn.proj"))
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "peft", raising=False)
-    with pytest.raises(InputError, match=r"peft.*pip install 'privshard\[peft\]'"):
+    with pytest.raises(InputError, match=r"peft.*pip install 'privshard\[lora\]'"):
         LoraAdapter(view)

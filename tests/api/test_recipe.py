@@ -117,7 +117,11 @@ def test_labels_that_are_whole_numbers_become_texts():
         ({"shards": 0}, "shards: expected a whole number, 1 or more", "got 0"),
         ({"shards": True}, "shards: expected a whole number, 1 or more", "got true"),
         ({"shards": 2.0}, "shards: expected a whole number, 1 or more", "got 2.0"),
-        ({"method": {"name": "tangnt"}}, 'method.name: expected one of tangent, head, got "tangnt"', "mean tangent?"),
+        (
+            {"method": {"name": "tangnt"}},
+            'method.name: expected one of tangent, head, full, lora, bitfit, prompts, got "tangnt"',
+            "mean tangent?",
+        ),
         ({"method": {"blocks": 0}}, "method.blocks: expected a whole number of last blocks", "got 0"),
         ({"method": {"blocks": "most"}}, "method.blocks: expected a whole number of last blocks", 'got "most"'),
         ({"method": {"blcks": 1}}, "method.blcks: unknown key for the method tangent", "Did you mean method.blocks?"),
