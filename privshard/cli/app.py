@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privshard.cli import render, render_audit
+from privshard.cli import gift, render, render_audit
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
 from privshard.core.errors import VerificationError
@@ -30,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(gift.app, name="gift")
 
 
 class Mode(StrEnum):

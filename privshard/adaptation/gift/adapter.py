@@ -40,6 +40,7 @@ class GiftAdapter:
     space: Space = "weight"
 
     def __init__(self, view: ViTView, spec: GiftSpec) -> None:
+        self.view = view
         self.gift: Gift = gift_on(view, spec)
         self.first_block = min(layer.block for layer in self.gift.layers)
         self._base = {layer.parameter: layer.module.weight for layer in self.gift.layers}

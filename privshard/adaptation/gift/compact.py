@@ -37,13 +37,3 @@ def left_pullback(weights: Sequence[Tensor], dleft_LBOR: Sequence[Tensor]) -> di
         total = part if total is None else total + part
     assert total is not None
     return {"phi": total}
-
-
-def inverse(parameters: Mapping[str, Tensor]) -> Tensor:
-    """(I + phi psi)^-1 = I - phi (I + psi phi)^-1 psi in double precision: what takes W' back to W.
-
-    Raises torch.linalg.LinAlgError where I + psi phi is singular.
-    """
-    phi_IR, psi_RI = parameters["phi"].double(), parameters["psi"].double()
-    core_RR = torch.eye(len(psi_RI), dtype=torch.float64) + psi_RI @ phi_IR
-    return torch.eye(len(phi_IR), dtype=torch.float64) - phi_IR @ torch.linalg.solve(core_RR, psi_RI)

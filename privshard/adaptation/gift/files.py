@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GENERATOR = "privshard-generator-1"
 MERGED = "privshard-merged-1"
+BASE = "privshard-base-1"
 _KEYS = ("format", "base", "base_spec", "method", "options", "sources", "classes")
 
 
@@ -65,6 +66,13 @@ def save_file(path: Path, header: Header, arrays: Mapping[str, np.ndarray]) -> N
     """Write arrays under their header, whole or not at all."""
     path = Path(path)
     save_tensors(ObjectStore(str(path.parent)), path.name, arrays, header.to_metadata())
+
+
+def save_base(path: Path, digest: str, spec: BaseSpec, arrays: Mapping[str, np.ndarray], *, exact: bool) -> None:
+    """Write plain weights of a base, with the digest that they have, or would have but for rounding."""
+    path = Path(path)
+    metadata = {"format": BASE, "base": digest, "base_spec": json.dumps(spec.to_json(), sort_keys=True)}
+    save_tensors(ObjectStore(str(path.parent)), path.name, arrays, metadata | {"exact": json.dumps(exact)})
 
 
 def load_file(path: Path, *, format: str) -> tuple[Header, dict[str, np.ndarray]]:
