@@ -21,8 +21,8 @@ _PROBES = 4
 def merge(source: str, *, out: str, into: str | None = None, component: str | None = None) -> dict[str, Any]:
     """Fold what was learnt into plain weights: W + D, in double precision, rounded once.
 
-    The file loads strictly into `timm.create_model` and needs nothing of privshard. Its header says what was merged
-    into which base. Guaranteed: on random images its logits are those of the unmerged model to 1e-5, or
+    The file loads strictly into the timm model that `loads_into` names, and needs nothing of privshard. Its header says
+    what was merged into which base. Guaranteed: on random images its logits are those of the unmerged model to 1e-5, or
     VerificationError and no file.
 
     source: a workspace (its current model, or one `component` of it) or a generator file. into: the base's weights,
@@ -31,6 +31,7 @@ def merge(source: str, *, out: str, into: str | None = None, component: str | No
     """
     from privshard.adaptation.gift.files import MERGED, save_file
     from privshard.adaptation.gift.merge import merge_state
+    from privshard.models.base import constructor
 
     learnt = open_source(source, component=component)
     if into is not None:
@@ -44,8 +45,8 @@ def merge(source: str, *, out: str, into: str | None = None, component: str | No
             f"merge: expected logits of the unmerged model to {_TOLERANCE:g}, got a difference of {difference:g}.",
             remedy="The residual is too large for fp32: train with a lower rate.",
         )
-    header = learnt.header(MERGED)
-    save_file(Path(out), header, merged)
+    save_file(Path(out), learnt.header(MERGED), merged)
+    callable_name, arguments = constructor(base)
     return {
         "out": str(out),
         "base": {"name": learnt.base.model, "digest": learnt.base_digest},
@@ -54,7 +55,7 @@ def merge(source: str, *, out: str, into: str | None = None, component: str | No
         "num_changed": len(displacement),
         "num_tensors": len(merged),
         "max_logit_difference": difference,
-        "create_model": {"model_name": learnt.base.model, "num_classes": learnt.base.num_classes, **learnt.base.args},
+        "loads_into": {"callable": callable_name, "arguments": arguments},
         "classes": list(learnt.classes),
     }
 

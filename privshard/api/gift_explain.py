@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from privshard.adaptation.gift.scoring import Explained
     from privshard.models.base import Base
 
-MAX_DRAWN = 6
+MAX_DRAWN = 4
 """How many images a picture holds; scores are of all of them."""
 
 
@@ -43,7 +43,7 @@ def explain(
     counts once) stand `seeds` untrained ones and as many sets of random maps, equally many maps each: a score says
     something about training only above the untrained one, and something at all only above the random one.
 
-    source: a workspace or a generator file. images: files; the first six are drawn. png, html: files to write. masks:
+    source: a workspace or a generator file. images: files; the first four are drawn. png, html: files to write. masks:
     a folder with an image of each name whose bright pixels are the object. boxes: a JSON file, image name -> list of
     [left, top, right, bottom] in pixels. clusters: how many are drawn, the strongest ones.
 

@@ -79,7 +79,7 @@ def export(
 @app.command()
 def explain(
     source: SourceArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files; the first six are drawn.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files; the first four are drawn.")],
     png: Annotated[str | None, typer.Option("--png", metavar="FILE", help="Write the maps as one picture.")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a report to open.")] = None,
     masks: Annotated[

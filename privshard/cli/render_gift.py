@@ -12,15 +12,13 @@ def merge(result: dict[str, Any]) -> RenderableType:
     """What was merged into which base, and how to load it."""
     from rich.text import Text
 
-    arguments = result["create_model"]
-    call = ", ".join(
-        [repr(arguments["model_name"]), *(f"{k}={v!r}" for k, v in arguments.items() if k != "model_name")]
-    )
+    target = result["loads_into"]
+    call = ", ".join(f"{name}={value!r}" for name, value in target["arguments"].items())
     sources = ", ".join(name[:12] for name in result["sources"])
     return Text(
         f"Merged {result['method']['name']} ({sources}) into base {_base(result)}: {result['num_changed']} of "
         f"{result['num_tensors']} tensors changed.\n"
-        f"Wrote {result['out']}, which loads strictly into timm.create_model({call}).\n"
+        f"Wrote {result['out']}, which loads strictly into {target['callable']}({call}).\n"
         f"Largest difference of a logit from the unmerged model: {result['max_logit_difference']:.2g}"
     )
 

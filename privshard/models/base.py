@@ -74,6 +74,17 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
     return Base(spec, view, transform, config, tensors_digest(arrays, "base", header))  # pyright: ignore
 
 
+def constructor(base: Base) -> tuple[str, dict[str, Any]]:
+    """What makes an empty model that the base's weights load into, without privshard: a callable of timm by its full
+    name, and its arguments."""
+    spec = base.spec
+    sizes = {**spec.args, "num_classes": spec.num_classes}
+    if spec.model != EMBEDDED_MODEL:
+        return "timm.create_model", {"model_name": spec.model, **sizes}
+    architecture = json.loads(_embedded_metadata(spec)["architecture"])
+    return "timm.models.vision_transformer.VisionTransformer", {**architecture, **sizes}
+
+
 def check_name(spec: BaseSpec) -> None:
     """InputError, with close names, unless timm or the package knows the model."""
     if spec.model != EMBEDDED_MODEL and not timm.is_model(spec.model):

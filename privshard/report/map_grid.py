@@ -14,7 +14,7 @@ import numpy as np
 
 CELL = 104
 _GAP, _PAIR_GAP, _SECTION_GAP, _MARGIN = 4, 14, 46, 28
-_LEFT, _IMAGE, _HEAD, _FOOT = 132, 2 * CELL + _GAP, 74, 62
+_LEFT, _IMAGE, _HEAD, _FOOT = 156, 2 * CELL + _GAP, 74, 62
 _INK, _MUTED = "#1c2127", "#5b6570"
 _OUTLINE = (0, 214, 255)
 _COLOURS = "inferno"
