@@ -34,9 +34,11 @@ _DEFAULTS: dict[tuple[str, bool], Optimization] = {
     ("lora", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
     ("bitfit", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
     ("prompts", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
+    ("gift", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
     ("full", False): Optimization(150, 0.2, TrainingParams(lr=1e-4, optimizer="adam", average_from=0.75)),
     ("lora", False): Optimization(150, 0.2, TrainingParams(lr=3e-3, optimizer="adam", average_from=0.75)),
     ("bitfit", False): Optimization(150, 0.2, TrainingParams(lr=3e-3, optimizer="adam", average_from=0.75)),
+    ("gift", False): Optimization(150, 0.2, TrainingParams(lr=3e-3, optimizer="adam", average_from=0.75)),
     ("prompts", False): Optimization(150, 0.2, TrainingParams(lr=1e-2, optimizer="adam", average_from=0.75)),
 }
 """(method, private) -> defaults, chosen on train splits. Under differential privacy every unit takes part in every

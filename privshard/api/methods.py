@@ -8,6 +8,8 @@ from typing import Any
 from privshard.adaptation.adapter import Adapter
 from privshard.adaptation.bitfit import BitFitAdapter
 from privshard.adaptation.full import FullAdapter
+from privshard.adaptation.gift.adapter import GiftAdapter
+from privshard.adaptation.gift.spec import GiftSpec
 from privshard.adaptation.lora import LoraAdapter
 from privshard.adaptation.method import AdapterMethod
 from privshard.adaptation.prompts import PromptsAdapter
@@ -35,6 +37,7 @@ _FACTORIES: Mapping[str, Callable[[ViTView, Mapping[str, Any]], Method]] = {
     "lora": _adapted(LoraAdapter),
     "bitfit": _adapted(BitFitAdapter),
     "prompts": _adapted(PromptsAdapter),
+    "gift": _adapted(lambda view, **options: GiftAdapter(view, GiftSpec.of(options))),
 }
 
 

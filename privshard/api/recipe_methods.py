@@ -63,6 +63,28 @@ class PromptsOptions(MethodOptions):
     seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number, 0 or more")
 
 
+class GiftOptions(MethodOptions):
+    """Residuals that a small generator makes of the pretrained weights, merged away after training.
+
+    generator: compact, W (I + phi psi), or paca, a small transformer over the rows of W; clusters, depth and ffn_ratio
+    are of the latter. sharing: how many layers share one generator. seed: draws where the parameters start, which is
+    public.
+    """
+
+    generator: Literal["compact", "paca"] = Field(default="compact", description="compact or paca")
+    rank: int = Field(default=16, ge=1, description="a whole number from 1 to the width of the layers")
+    layers: list[str] = Field(
+        default=["attn.proj"], min_length=1, description="a list of layers or patterns, such as attn.proj or mlp.fc*"
+    )
+    sharing: Literal["all", "kind", "block", "layer"] = Field(
+        default="all", description="all, kind, block or layer: which layers share one generator"
+    )
+    clusters: int = Field(default=96, ge=1, description="a whole number, 1 or more")
+    depth: int = Field(default=1, ge=1, description="a whole number of blocks, 1 or more")
+    ffn_ratio: int = Field(default=4, ge=1, description="a whole number, 1 or more")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number, 0 or more")
+
+
 METHODS: Mapping[str, type[MethodOptions]] = {
     "tangent": TangentOptions,
     "head": HeadOptions,
@@ -70,6 +92,7 @@ METHODS: Mapping[str, type[MethodOptions]] = {
     "lora": LoraOptions,
     "bitfit": BitFitOptions,
     "prompts": PromptsOptions,
+    "gift": GiftOptions,
 }
 
 

@@ -132,7 +132,9 @@ def test_without_the_base_unmerging_is_within_its_bound(w, tmp_path, monkeypatch
 def test_merging_twice_is_refused_with_both_sides(w, tmp_path):
     gift.merge(w, out=str(tmp_path / "m.safetensors"))
     one, two = (name[:12] for name in _components(w))
-    with pytest.raises(InputError, match=rf"to merge gift \({one}\) on base .* is merged already: gift \({one}, {two}\)"):
+    with pytest.raises(
+        InputError, match=rf"to merge gift \({one}\) on base .* is merged already: gift \({one}, {two}\)"
+    ):
         gift.merge(w, out=str(tmp_path / "x"), into=str(tmp_path / "m.safetensors"), component=one)
     assert not (tmp_path / "x").exists()
 
@@ -303,4 +305,6 @@ def test_a_source_knows_what_it_is_about(w):
     source = gift_source.open_source(w)
     assert sum(source.weights.values()) == pytest.approx(1.0)
     assert source.displacement is not None
-    assert all({"gift.all.phi", "gift.all.psi", "head.weight"} <= arrays.keys() for arrays in source.parameters.values())
+    assert all(
+        {"gift.all.phi", "gift.all.psi", "head.weight"} <= arrays.keys() for arrays in source.parameters.values()
+    )

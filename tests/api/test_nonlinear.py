@@ -25,6 +25,8 @@ METHODS = {
     "lora": {"name": "lora", "rank": 2},
     "bitfit": {"name": "bitfit"},
     "prompts": {"name": "prompts", "tokens": 2},
+    "gift": {"name": "gift", "rank": 2},
+    "paca": {"name": "gift", "generator": "paca", "rank": 2, "clusters": 3, "layers": ["attn.proj"]},
 }
 STRONG = {"steps": 4, "sample_rate": 1.0, "lr": 0.05, "optimizer": "adam", "average_from": 1.0}
 
@@ -52,7 +54,10 @@ def run_by_hand(workspace: str, weights: dict[str, float], *, ensemble: bool) ->
         return sum(weight * logits({name: 1.0}) for name, weight in weights.items()), labels
 
 
-@pytest.mark.parametrize(("name", "epsilon"), [("lora", 8.0), ("prompts", 8.0), ("full", None), ("bitfit", None)])
+@pytest.mark.parametrize(
+    ("name", "epsilon"),
+    [("lora", 8.0), ("prompts", 8.0), ("full", None), ("bitfit", None), ("gift", 8.0), ("paca", 8.0)],
+)
 def test_components_of_every_method_live_through_everything(make_recipe, workspace, tmp_path, name, epsilon):
     recipe = make_recipe(method=METHODS[name], privacy={"epsilon": epsilon}, insecure_seed=1, training=STRONG)
     trained = train(recipe, workspace=workspace)
@@ -80,7 +85,9 @@ def test_components_of_every_method_live_through_everything(make_recipe, workspa
     assert verify(workspace)["ok"]
 
 
-@pytest.mark.parametrize(("name", "compose"), [("full", "average"), ("lora", "average"), ("bitfit", "ensemble")])
+@pytest.mark.parametrize(
+    ("name", "compose"), [("full", "average"), ("lora", "average"), ("bitfit", "ensemble"), ("gift", "average")]
+)
 def test_a_composition_is_the_plain_models_that_its_components_say(make_recipe, workspace, name, compose):
     recipe = make_recipe(method=METHODS[name], compose=compose, insecure_seed=1, shards=3, training=STRONG)
     train(recipe, workspace=workspace)

@@ -119,7 +119,7 @@ def test_labels_that_are_whole_numbers_become_texts():
         ({"shards": 2.0}, "shards: expected a whole number, 1 or more", "got 2.0"),
         (
             {"method": {"name": "tangnt"}},
-            'method.name: expected one of tangent, head, full, lora, bitfit, prompts, got "tangnt"',
+            'method.name: expected one of tangent, head, full, lora, bitfit, prompts, gift, got "tangnt"',
             "mean tangent?",
         ),
         ({"method": {"blocks": 0}}, "method.blocks: expected a whole number of last blocks", "got 0"),
