@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from privshard.api.reading import verify as verify
     from privshard.api.recipe import Recipe as Recipe
     from privshard.api.removal import forget as forget
+    from privshard.api.sweeping import sweep as sweep
     from privshard.api.training import plan_training as plan_training
     from privshard.api.training import train as train
     from privshard.store.workspace import Workspace as Workspace
@@ -26,6 +27,7 @@ _HOMES = {
     "Workspace": "privshard.store.workspace",
     "audit": "privshard.api.auditing",
     "forget": "privshard.api.removal",
+    "sweep": "privshard.api.sweeping",
     "plan_training": "privshard.api.training",
     "train": "privshard.api.training",
 }

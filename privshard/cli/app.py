@@ -13,6 +13,7 @@ import typer
 from privshard.cli import gift, render, render_audit
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
+from privshard.cli.sweep import sweep
 from privshard.core.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -277,3 +278,6 @@ def import_folder(
         lambda _: _api().import_folder(folder, out=out, subject_from=subject_from, split_from=split_from),
         show=render.imported,
     )
+
+
+app.command(name="sweep")(sweep)

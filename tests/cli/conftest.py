@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,9 +133,36 @@ RESULTS: dict[str, dict[str, Any]] = {
         "checks": [{"name": "noise", "ok": True, "detail": "as planned"}],
         "curve": {"false_alarms": [0.1, 1.0], "claimed": [0.5, 0.0], "planned": [0.6, 0.0], "achieved": [None, 0.0]},
     },
+    "sweep": {
+        "rates": [0.01, 0.1],
+        "seeds": 2,
+        "folds": 5,
+        "limit": None,
+        "complete": True,
+        "selection": {"private": False, "note": "Chosen on train rows."},
+        "rows": [
+            {
+                "name": "digits",
+                "method": "lora",
+                "epsilon": 8.0,
+                "shards": 4,
+                "parameters": 1024,
+                "lr": 0.1,
+                "validation": [{"lr": 0.1, "accuracy": 0.5, "num_seeds": 2}],
+                "accuracy": 0.5,
+                "interval": [0.25, 0.75],
+                "accuracies": [0.5, 0.5],
+                "train_s": 1.5,
+                "peak_bytes": None,
+            }
+        ],
+        "out": "cells.jsonl",
+        "table": "| recipe |\n| --- |\n| digits |\n",
+    },
     "import": {"out": "x.parquet", "num_rows": 3, "num_subjects": 0, "classes": ["cat", "dog"], "skipped": ["a.txt"]},
 }
 
+DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "digits.yaml"
 ARGUMENTS = {
     "train": ["train", "--workspace", "ws"],
     "plan": ["train", "--dry-run"],
@@ -145,6 +173,7 @@ ARGUMENTS = {
     "evaluate": ["evaluate", "ws"],
     "verify": ["verify", "ws"],
     "audit": ["audit", "ws"],
+    "sweep": ["sweep", str(DIGITS), "--out", "cells.jsonl"],
     "import": ["import", "folder", "--out", "x.parquet"],
 }
 VERBS = {"plan": "plan_training", "import": "import_folder"}

@@ -8,7 +8,20 @@ from typing import Any
 
 from privshard.core.errors import InputError
 
-NAMES = ("train", "plan", "forget", "budget", "influence", "predict", "evaluate", "verify", "audit", "import", "error")
+NAMES = (
+    "train",
+    "plan",
+    "forget",
+    "budget",
+    "influence",
+    "predict",
+    "evaluate",
+    "verify",
+    "audit",
+    "import",
+    "sweep",
+    "error",
+)
 
 
 def load(name: str) -> dict[str, Any]:
