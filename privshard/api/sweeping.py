@@ -36,6 +36,7 @@ def sweep(
     out: str,
     rates: Sequence[float] = RATES,
     seeds: int = 3,
+    tries: int | None = None,
     folds: int = 5,
     limit: int | None = None,
     budget_s: float | None = None,
@@ -43,27 +44,30 @@ def sweep(
 ) -> dict[str, Any]:
     """Choose each recipe's learning rate on train subjects, then score the test split with it, once a seed.
 
-    For every recipe, rate and seed s: train on the train rows outside fold s (of `folds`, subjects by a public hash),
-    score on that fold. The rate with the highest mean wins (the smaller, if tied); with it train on all train rows and
-    score the test rows, for every seed. Everything happens in memory, by the functions that `train` uses, with
-    randomness that the seeds fix; nothing is released and no workspace is touched.
+    For every recipe, rate and seed s (the first `tries` of them; all by default): train on the train rows outside fold
+    s (of `folds`, subjects by a public hash), score on that fold. The rate with the highest mean wins (the smaller, if
+    tied); with it train on all train rows and score the test rows, for every seed. Everything happens in memory, by the
+    functions that `train` uses, with randomness that the seeds fix; nothing is released and no workspace is touched.
 
     out: a file of JSON lines, one a training, written when it is done: run again, the sweep continues after the last
     one. Another sweep's file is refused. recipes: name -> recipe, all on the same data. limit: at most so many train,
     and test, rows. budget_s: stop before a training that would begin later than this; the result then has
     `complete: false`.
 
-    Returns {rates, seeds, folds, complete, selection: {private, note}, rows: [{name, method, epsilon, shards,
-    parameters, lr, validation: [{lr, accuracy}], accuracy, interval, accuracies, train_s, peak_bytes}], table}.
+    Returns {rates, seeds, tries, folds, limit, complete, selection: {private, note}, rows: [{name, method, epsilon,
+    shards, parameters, lr, validation: [{lr, accuracy}], accuracy, interval, accuracies, train_s, peak_bytes}], table}.
     parameters: trained beside the head. interval: 95 %, of the mean over seeds (Student's t), None for one seed.
 
     Test: tests/api/test_sweeping.py.
     """
     _check(recipes, rates=rates, seeds=seeds, folds=folds)
     tell, started = on_progress or (lambda _: None), time.perf_counter()
-    asked = {"rates": list(rates), "seeds": seeds, "folds": folds, "limit": limit}
+    tries = seeds if tries is None else tries
+    if not 1 <= tries <= seeds:
+        raise InputError(f"tries: expected 1 to the number of seeds, {seeds}, got {tries}.")
+    asked = {"rates": list(rates), "seeds": seeds, "tries": tries, "folds": folds, "limit": limit}
     digest = json_digest({**asked, "recipes": {name: recipe.digest for name, recipe in recipes.items()}})
-    total = len(recipes) * seeds * (len(rates) + 1)
+    total = len(recipes) * (tries * len(rates) + seeds)
     with Cells.open(Path(out), sweep=digest) as cells:
         rows: Rows | None = None
         held: dict[str, Any] = {}
@@ -75,8 +79,17 @@ def sweep(
             rows = rows or _rows(recipe, limit)
             trial = _trial(recipe, rows, held)
             cells.note(name, trial.num_parameters)
-            _run(trial, name, cells, rates=rates, seeds=seeds, folds=folds, stop=lambda: _late(started, budget_s),
-                 told=lambda: tell(Progress("sweep", None, "sweep", len(cells), total)))  # fmt: skip
+            _run(
+                trial,
+                name,
+                cells,
+                rates=rates,
+                seeds=seeds,
+                tries=tries,
+                folds=folds,
+                stop=lambda: _late(started, budget_s),
+                told=lambda: tell(Progress("sweep", None, "sweep", len(cells), total)),
+            )
         found = [_summary(name, recipe, cells, rates=rates, seeds=seeds) for name, recipe in recipes.items()]
     complete = all(item["accuracy"] is not None for item in found)
     return {**asked, "complete": complete, "selection": {"private": False, "note": NOTE}, "rows": found, "out": out,
@@ -90,6 +103,7 @@ def _run(
     *,
     rates: Sequence[float],
     seeds: int,
+    tries: int,
     folds: int,
     stop: Callable[[], bool],
     told: Callable[[], None],
@@ -101,7 +115,7 @@ def _run(
     test_B = np.flatnonzero(trial.rows.test_B)
     fold_B = trial.rows.fold_B(folds)
     for lr in rates:
-        for seed in range(seeds):
+        for seed in range(tries):
             inside = fold_B[train_B] == seed % folds
             if inside.all() or not inside.any():
                 raise InputError(
@@ -115,7 +129,7 @@ def _run(
                 score = trial.run(lr=lr, seed=seed, train_B=train_B[~inside], score_B=train_B[inside])
                 cells.add(Cell.of(name, "validation", lr, seed, score))
                 told()
-    lr = best_rate(cells, name, rates=rates, seeds=seeds)
+    lr = best_rate(cells, name, rates=rates, tries=tries)
     for seed in range(seeds):
         if cells.find(name, "test", None, seed) is None:
             if stop():
@@ -124,9 +138,9 @@ def _run(
             told()
 
 
-def best_rate(cells: Cells, name: str, *, rates: Sequence[float], seeds: int) -> float:
-    """The rate with the highest mean validation accuracy over seeds, the smallest of those."""
-    means = {lr: _mean([cells.get(name, "validation", lr, seed).accuracy for seed in range(seeds)]) for lr in rates}
+def best_rate(cells: Cells, name: str, *, rates: Sequence[float], tries: int) -> float:
+    """The rate with the highest mean validation accuracy over its trainings, the smallest of those."""
+    means = {lr: _mean([cells.get(name, "validation", lr, seed).accuracy for seed in range(tries)]) for lr in rates}
     return min(means, key=lambda lr: (-means[lr], lr))
 
 

@@ -27,7 +27,10 @@ def sweep(
         typer.Option("--method", metavar="NAME", help="Sweep every recipe with this method, at its defaults; repeat."),
     ] = None,
     rates: Annotated[str | None, typer.Option(metavar="LR,LR,...", help="The grid, the same for all.")] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", help="Trainings for every rate.")] = 3,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Trainings with the chosen rate.")] = 3,
+    tries: Annotated[
+        int | None, typer.Option(metavar="N", help="Trainings for each rate; as many unless given.")
+    ] = None,
     folds: Annotated[int, typer.Option(metavar="N", help="Parts of the train subjects; a seed holds one out.")] = 5,
     limit: Annotated[int | None, typer.Option(metavar="N", help="At most N train and N test rows.")] = None,
     budget_s: Annotated[
@@ -50,6 +53,7 @@ def sweep(
             out=out,
             **({} if rates is None else {"rates": _rates(rates)}),
             seeds=seeds,
+            tries=tries,
             folds=folds,
             limit=limit,
             budget_s=budget_s,

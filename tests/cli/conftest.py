@@ -136,6 +136,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "sweep": {
         "rates": [0.01, 0.1],
         "seeds": 2,
+        "tries": 2,
         "folds": 5,
         "limit": None,
         "complete": True,

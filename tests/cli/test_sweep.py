@@ -25,7 +25,7 @@ def test_recipes_are_named_by_file_and_method(calls, tmp_path):
     }
     assert callable(keywords.pop("on_progress"))
     assert keywords == {
-        "out": "o.jsonl", "rates": [1e-3, 0.1], "seeds": 2, "folds": 4, "limit": 9, "budget_s": 60.0
+        "out": "o.jsonl", "rates": [1e-3, 0.1], "seeds": 2, "tries": None, "folds": 4, "limit": 9, "budget_s": 60.0
     }  # fmt: skip
     assert table.read_text() == "| recipe |\n| --- |\n| digits |\n"
 
