@@ -96,7 +96,8 @@ class DataSection(Section):
 
 
 class BaseSection(Section):
-    """The frozen public base. No model: the small one that ships inside the package.
+    """The frozen public base. No model: the one that the weights file names (`privshard recompose` writes such files),
+    or the small one that ships inside the package.
 
     The starting head is drawn from head_seed with standard deviation head_std, which may not be zero.
     """
@@ -118,7 +119,7 @@ class BaseSection(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> BaseSection:
-        if self.model is None and self.weights != "embedded":
+        if self.model is None and self.weights == "pretrained":
             raise InputError(
                 f"base.model: expected the model that base.weights ({self.weights}) belongs to, got none.",
                 remedy="Name a timm model in base.model, or leave base.weights out.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privshard.api import constants
@@ -88,9 +89,9 @@ class Planned:
 
 
 def base_spec(recipe: Recipe, num_classes: int) -> BaseSpec:
-    """The recipe's base section as the noun of core."""
+    """The recipe's base section as the noun of core; a weights file that names its own architecture is asked for it."""
     section = recipe.base
-    return BaseSpec(
+    spec = BaseSpec(
         model=section.model or "privshard_vit_32",
         num_classes=num_classes,
         weights=section.weights,
@@ -98,6 +99,16 @@ def base_spec(recipe: Recipe, num_classes: int) -> BaseSpec:
         head_seed=section.head_seed,
         head_std=section.head_std,
     )
+    if section.weights in ("embedded", "pretrained"):
+        return spec
+    from privshard.models.architecture import check_agrees, read_architecture
+
+    found = read_architecture(Path(section.weights), required=section.model is None)
+    if found is None:
+        return spec
+    architecture = found[0]
+    check_agrees(Path(section.weights), architecture, model=section.model, args=section.args)
+    return replace(spec, model=architecture.model, args=architecture.args, transform=architecture.transform)
 
 
 def make_setup(

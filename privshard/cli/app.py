@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privshard.cli import gift, render, render_audit
+from privshard.cli import decompose, gift, render, render_audit
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
 from privshard.cli.sweep import sweep
@@ -281,3 +281,4 @@ def import_folder(
 
 
 app.command(name="sweep")(sweep)
+decompose.add_to(app)

@@ -23,6 +23,7 @@ from torch import Tensor
 from privshard.core.digest import tensors_digest
 from privshard.core.errors import InputError
 from privshard.core.model import BaseSpec
+from privshard.models.architecture import check_digest, read_architecture
 from privshard.models.vit import ViTView, freeze, seeded_head, view_vit
 
 EMBEDDED_MODEL = "privshard_vit_32"
@@ -58,9 +59,10 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
     weights, metadata = (None, _embedded_metadata(spec)) if state is not None else _read_weights(spec)
     model = create_model(spec, metadata, pretrained=state is None and spec.weights == "pretrained")
     view = view_vit(model)
-    config = transform_config(model, metadata)
+    config = transform_config(model, metadata) | dict(spec.transform or {})
     if weights is not None:
         load_strictly(model, weights, source=spec.weights)
+        _check_header(spec, weights)
     if state is None:
         head = seeded_head(spec.num_classes, model.embed_dim, seed=spec.head_seed, std=spec.head_std)
         for parameter, value in zip(model.head.parameters(), head, strict=True):
@@ -159,6 +161,13 @@ def read_weights_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         raise InputError(
             f"base.weights: {path} is not a whole safetensors file: {error}.", remedy="Download it again."
         ) from error
+
+
+def _check_header(spec: BaseSpec, weights: Mapping[str, Tensor]) -> None:
+    """Where a local file says what it is, that must be true of its content."""
+    found = None if spec.weights == "embedded" else read_architecture(Path(spec.weights), required=False)
+    if found is not None:
+        check_digest(Path(spec.weights), {name: tensor.numpy() for name, tensor in weights.items()}, *found)
 
 
 def load_strictly(
