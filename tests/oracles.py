@@ -98,3 +98,23 @@ def _unfused(model: nn.Module) -> nn.Module:
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     return model
+
+
+def chebyshev(n: int, u: float) -> float:
+    """T_n(u) = cos(n arccos u), the closed form."""
+    return math.cos(n * math.acos(u))
+
+
+def legendre(n: int, u: float) -> float:
+    """P_n(u) = 2^-n sum_k C(n, k)^2 (u - 1)^(n - k) (u + 1)^k, exactly for the double u."""
+    x = Fraction(u)
+    return float(sum(math.comb(n, k) ** 2 * (x - 1) ** (n - k) * (x + 1) ** k for k in range(n + 1)) / 2**n)
+
+
+def blocks_by_loop(coefficients_LK: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """W_l = sum_n a(l, n) A_n in double precision, one term at a time."""
+    out = np.zeros((len(coefficients_LK), *components.shape[1:]))
+    for block, row in enumerate(coefficients_LK):
+        for weight, component in zip(row, components, strict=True):
+            out[block] += weight * component.astype(np.float64)
+    return out

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from privshard.api.auditing import audit as audit
     from privshard.api.budgeting import budget as budget
-    from privshard.api.decompose import decompose as decompose
     from privshard.api.decompose_recipe import DecomposeRecipe as DecomposeRecipe
+    from privshard.api.decompose_run import decompose as decompose
     from privshard.api.decompose_use import analyse as analyse
     from privshard.api.decompose_use import recompose as recompose
     from privshard.api.decompose_use import sizes as sizes
@@ -29,7 +29,7 @@ _HOMES = {
     **dict.fromkeys(("evaluate", "import_folder", "influence", "predict", "verify"), "privshard.api.reading"),
     **dict.fromkeys(("analyse", "recompose", "sizes"), "privshard.api.decompose_use"),
     "budget": "privshard.api.budgeting",
-    "decompose": "privshard.api.decompose",
+    "decompose": "privshard.api.decompose_run",
     "DecomposeRecipe": "privshard.api.decompose_recipe",
     "Recipe": "privshard.api.recipe",
     "Workspace": "privshard.store.workspace",

@@ -18,7 +18,7 @@ from privshard.core.execution import ExecutionFlags
 from privshard.decomposition.basis import ArgumentMap, Basis, Polynomial
 
 _EXAMPLE_MODEL = "vit_tiny_patch16_224"
-_EXAMPLE_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2}
+_EXAMPLE_ARGS: dict[str, JsonValue] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 6, "num_heads": 2}
 _EXAMPLE_COMPONENTS = (1, 1, 2, 2)
 _NOT_DECIDING = {"execution", "ray"}
 MAX_NAMELESS = 100_000
@@ -37,7 +37,9 @@ class ModelSection(Section):
     """The model to decompose. Without a name: a small one for the embedded example."""
 
     name: ColumnName = Field(default=_EXAMPLE_MODEL, description="the name of a timm vision transformer")
-    args: dict[str, JsonValue] = Field(default=_EXAMPLE_ARGS, description="a mapping of arguments for timm.create_model")
+    args: dict[str, JsonValue] = Field(
+        default=_EXAMPLE_ARGS, description="a mapping of arguments for timm.create_model"
+    )
     weights: ColumnName = Field(default="random", description="random, pretrained or the path of a safetensors file")
 
     @model_validator(mode="before")

@@ -56,7 +56,9 @@ def recompose(
 
         def check() -> None:
             if found.result() != whole.digest:
-                raise InputError(f"{place}: its header tells another digest than its content has.", remedy="Make it again.")
+                raise InputError(
+                    f"{place}: its header tells another digest than its content has.", remedy="Make it again."
+                )
 
         if mode == "free":
             made = write_free(path, cut, source=whole.digest, threads=os.cpu_count() or 1, check=check)

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
     from privshard.data.examples import SourceRow
 
+SUBJECT = "subject"
 _DEPTHS = ("depth", "depths", "num_classes")
 STATEMENT = (
-    "A base is public knowledge: what it learnt is not protected by differential privacy, not accounted for, and cannot "
-    "be forgotten. Rows and teacher must be public."
+    "A base is public knowledge: what it learnt is not protected by differential privacy, not accounted for, and "
+    "cannot be forgotten. Rows and teacher must be public."
 )
 
 
@@ -77,9 +78,8 @@ def _fit(
         path = Path(recipe.model.weights)
         header = read_architecture(path, required=False)
         named = None if header is None else header[0]
-        model = build_model(
-            recipe.model.name, recipe.model.args, num_classes=None if named is None else named.num_classes
-        )
+        sketch = build_model(recipe.model.name, recipe.model.args)
+        model = build_model(recipe.model.name, recipe.model.args, num_classes=num_classes_in(path, sketch))
         load_weights(model, path)
         classes, made_from = (None, {}) if named is None else (named.classes, named.made_from)
     on_progress(Progress(job.run_id, None, "fit", 0, 1))
@@ -87,7 +87,9 @@ def _fit(
     facts = _facts(recipe, data_digest=None, stated=False) | ({"model_made_from": made_from} if made_from else {})
     fitted = fit(_state(model), architecture, basis=recipe.to_basis(), components=recipe.total)
     on_progress(Progress(job.run_id, None, "fit", 1, 1))
-    residuals = {prefix: {name: list(left) for name, left in kinds.items()} for prefix, kinds in fitted.residuals.items()}
+    residuals = {
+        prefix: {name: list(left) for name, left in kinds.items()} for prefix, kinds in fitted.residuals.items()
+    }
     return _with_facts(fitted.decomposition, facts), {"phases": [], "residuals": residuals, "data": None}
 
 
@@ -181,9 +183,23 @@ def public_rows(recipe: DecomposeRecipe) -> tuple[Iterator[SourceRow], int, tupl
     from privshard.data.reader import count_rows, read_public_classes, read_rows
     from privshard.data.schema import Columns
 
-    columns = Columns(image=data.image, label=data.label, subject=data.subject, split=data.split)
+    columns = Columns(image=data.image, label=data.label, subject=_subject_column(recipe), split=data.split)
     classes = data.classes or read_public_classes(data.path, label=data.label)
     return read_rows(data.path, columns=columns), count_rows(data.path), classes
+
+
+def _subject_column(recipe: DecomposeRecipe) -> str:
+    """The column that names subjects: one that is there can't be hidden by naming another."""
+    from privshard.data.reader import column_names
+
+    assert recipe.data.path is not None
+    there = column_names(recipe.data.path) & {SUBJECT, recipe.data.subject}
+    if len(there) > 1 and not recipe.data.public:
+        raise InputError(
+            f"data.subject: expected one column that names subjects, got {recipe.data.subject} beside {SUBJECT}.",
+            remedy=f"Rename the column {SUBJECT} if it names nobody; if all rows are public, say data.public: true.",
+        )
+    return recipe.data.subject if recipe.data.subject in there or not there else SUBJECT
 
 
 def _teacher(
@@ -213,7 +229,9 @@ def _teacher(
 
 def _adapted(model: nn.Module, mine: Mapping[str, Any], theirs: Mapping[str, Any], device: str) -> Teacher:
     mean, std, their_mean, their_std = (
-        torch.tensor(config[key], device=device).view(1, 3, 1, 1) for config in (mine, theirs) for key in ("mean", "std")
+        torch.tensor(config[key], device=device).view(1, 3, 1, 1)
+        for config in (mine, theirs)
+        for key in ("mean", "std")
     )
     size = tuple(theirs["input_size"][1:])
 

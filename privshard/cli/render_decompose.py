@@ -21,7 +21,7 @@ def decompose(result: dict[str, Any]) -> RenderableType:
     ]
     return _page(
         f"Decomposed {result['model']['name']} into {result['components']} components: {result['file']}",
-        f"Digest {_id(result['digest'])}, {basis['polynomial']} from {basis['start']} over {basis['argument']} arguments",
+        f"Digest {_id(result['digest'])}, {basis['polynomial']} from {basis['start']}, {basis['argument']} arguments",
         _table(
             ("stack", "depth", "condition number"),
             [(stack["name"], stack["depth"], stack["condition_number"]) for stack in stacks],
@@ -80,7 +80,9 @@ def sizes(result: dict[str, Any]) -> RenderableType:
     return _page(
         f"Sizes of {result['workspace']} on {result['device']}",
         _table(headings, rows),
-        "* no other that fits is as accurate for less." if any(size["on_frontier"] for size in result["sizes"]) else None,
+        "* no other that fits is as accurate for less."
+        if any(size["on_frontier"] for size in result["sizes"])
+        else None,
         result["note"],
         f"Plot: {result['html']}" if result.get("html") else None,
     )

@@ -20,8 +20,8 @@ class BaseSpec:
 
     weights: "embedded" (ships inside the package), "pretrained" (timm's own download) or the path of a local
     safetensors file. The starting head is drawn from `head_seed` with standard deviation `head_std`: it must not be
-    zero, or no block below it ever learns. transform: what differs from timm's own evaluation transform, for bases whose
-    file names it; None where nothing does.
+    zero, or no block below it ever learns. transform: what differs from timm's own evaluation transform, for bases
+    whose file names it; None where nothing does.
     """
 
     model: str

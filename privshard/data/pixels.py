@@ -117,8 +117,8 @@ def _check_public(row: SourceRow, *, public: bool) -> None:
     """A base is public knowledge: nothing that is learnt here is protected, accounted for or ever removed."""
     if row.subject is not None and not public:
         raise InputError(
-            f"{row.where}: names a subject, but a decomposition makes a base, and a base must be public knowledge: what "
-            "it learns has no differential privacy, no ledger, and can't be forgotten.",
+            f"{row.where}: names a subject, but a decomposition makes a base, and a base must be public knowledge: "
+            "what it learns has no differential privacy, no ledger, and can't be forgotten.",
             remedy="Use `privshard train` for personal data. If these rows are public although they name subjects, say "
             "so: data.public: true.",
         )

@@ -46,6 +46,15 @@ def count_rows(path: str | Path) -> int:
     return total
 
 
+def column_names(path: str | Path) -> frozenset[str]:
+    """The names of the columns that any of the files has; reads no row."""
+    names: set[str] = set()
+    for file in parquet_files(path):
+        with _open(file) as parquet:
+            names |= set(parquet.schema_arrow.names)
+    return frozenset(names)
+
+
 def read_rows(
     path: str | Path,
     *,

@@ -41,7 +41,7 @@ class Batches:
         batch_size: int,
         mean: Sequence[float],
         std: Sequence[float],
-        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        augmentation: Augmentation = Augmentation(),
         seed: int = 0,
         device: str = "cpu",
     ) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterable
-from itertools import accumulate
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @torch.no_grad()
@@ -29,7 +32,8 @@ def latency_ms(model: nn.Module, images_B: Tensor, *, repeats: int = 10) -> floa
 def memory_bytes(model: nn.Module, images_B: Tensor) -> int:
     """Weights and buffers, the images, and the most that a forward pass holds besides them at any moment.
 
-    Counts what torch's allocator hands out; the process itself and libraries come on top.
+    Counts tensors: on a GPU all that torch's allocator hands out, elsewhere what operations return. What a kernel needs
+    within itself on a CPU, the process and its libraries come on top.
     """
     held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]) + images_B.nbytes
     if images_B.is_cuda:
@@ -38,11 +42,9 @@ def memory_bytes(model: nn.Module, images_B: Tensor) -> int:
         model(images_B)
         _wait(images_B)
         return held + torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with _Held([*model.parameters(), *model.buffers(), images_B]) as tracked:
         model(images_B)
-    results = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
-    return held + max(accumulate((size for _, size in sorted(changes, key=lambda change: change[0])), initial=0))
+    return held + tracked.peak
 
 
 @torch.no_grad()
@@ -53,6 +55,35 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
         right += int((model(images_B).argmax(dim=1) == labels_B).sum())
         total += len(labels_B)
     return right / total
+
+
+class _Held(TorchDispatchMode):
+    """Follows the storages that operations make, and the most that was alive at once. known: storages not to count."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
 
 
 def _wait(tensor: Tensor) -> None:

@@ -47,9 +47,7 @@ def write_free(
     shapes = {name: tuple(array.shape) for name, array in decomposition.plain[0].items()}
     for stack in decomposition.stacks:
         shapes |= {
-            stack.full_name(block, name): shape
-            for block in range(stack.depth)
-            for name, shape in stack.shapes.items()
+            stack.full_name(block, name): shape for block in range(stack.depth) for name, shape in stack.shapes.items()
         }
     with new_file(path, shapes, model_header(architecture, "0" * 64)) as new:
         for name, array in decomposition.plain[0].items():
@@ -105,9 +103,7 @@ def model_architecture(decomposition: Decomposition, *, mode: str, source: str) 
     return replace(architecture, args=args, made_from=made_from)
 
 
-def _expand_stack(
-    decomposition: Decomposition, stack: Stack, state: Mapping[str, np.ndarray], *, threads: int
-) -> None:
+def _expand_stack(decomposition: Decomposition, stack: Stack, state: Mapping[str, np.ndarray], *, threads: int) -> None:
     components = decomposition.components[stack.prefix]
     held = len(next(iter(components.values())))
     expand(

@@ -77,14 +77,12 @@ def is_head(name: str) -> bool:
 
 
 def _stack(prefix: str, found: Mapping[int, Mapping[str, Shape]]) -> Stack:
-    first = found[0] if 0 in found else {}
+    first = found.get(0, {})
     for index in range(len(found)):
         here = found.get(index)
         if here == first:
             continue
-        odd = sorted(
-            name for name in first.keys() | (here or {}).keys() if first.get(name) != (here or {}).get(name)
-        )
+        odd = sorted(name for name in first.keys() | (here or {}).keys() if first.get(name) != (here or {}).get(name))
         raise InputError(
             f"model: expected blocks of equal shape in {prefix}, but {prefix}.{index} differs from {prefix}.0: "
             f"{odd[0]} is {(here or {}).get(odd[0], 'absent')} instead of {first.get(odd[0], 'absent')}.",

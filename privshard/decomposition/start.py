@@ -62,7 +62,7 @@ def fit(state: Mapping[str, np.ndarray], architecture: Architecture, *, basis: B
         a_LK = basis.coefficients(stack.depth, components=count)
         made[stack.prefix], residuals[stack.prefix] = {}, {}
         for name in stack.shapes:
-            blocks_LP = np.stack([np.asarray(state[stack.full_name(l, name)]).ravel() for l in range(stack.depth)])
+            blocks_LP = np.stack([np.asarray(state[stack.full_name(i, name)]).ravel() for i in range(stack.depth)])
             found_KP, left = _solve(a_LK, blocks_LP)
             made[stack.prefix][name] = found_KP.reshape(count, *stack.shapes[name])
             residuals[stack.prefix][name] = left

@@ -49,7 +49,7 @@ class TiedModel(nn.Module):
             count = len(next(iter(held.values())))
             a_LK = decomposition.basis.coefficients(stack.depth, components=count).astype(np.float32)
             self.register_buffer(_buffer(stack.prefix, "coefficients"), torch.from_numpy(a_LK), persistent=False)
-            for name, array in held.items():
+            for name, array in sorted(held.items()):  # one order, whatever held them: sums of gradients round by it
                 stack_K = torch.from_numpy(np.array(array))
                 self.register_buffer(_buffer(stack.prefix, name), stack_K[:frozen].clone(), persistent=False)
                 self.components[_key(stack.prefix, name)] = nn.Parameter(stack_K[frozen:].clone())

@@ -68,7 +68,7 @@ def linear_trends(state: Mapping[str, np.ndarray], *, heads: Mapping[str, int]) 
 
 def _stack_trend(state: Mapping[str, np.ndarray], stack: Stack, heads: int | None) -> StackTrend:
     values = {
-        name: np.stack([np.asarray(state[stack.full_name(l, name)], np.float64) for l in range(stack.depth)])
+        name: np.stack([np.asarray(state[stack.full_name(i, name)], np.float64) for i in range(stack.depth)])
         for name in stack.shapes
     }
     kinds = tuple(_of_gram(name, gram_LL) for name, gram_LL in _grams(values, heads).items())

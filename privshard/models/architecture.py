@@ -61,8 +61,8 @@ def read_architecture(path: Path, *, required: bool = True) -> tuple[Architectur
     header = None if not (required or path.is_file()) else read_header(path)
     if header is None and not required:
         return None
-    kind = header.get("kind") if isinstance(header, Mapping) else None
-    if kind != "model":
+    kind = None if header is None else header.get("kind")
+    if header is None or kind != "model":
         what = "weights without it" if header is None else f"a {kind}"
         raise InputError(
             f"base.weights: expected a file whose header names its architecture, got {what} in {path}.",

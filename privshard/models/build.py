@@ -81,7 +81,7 @@ def load_weights_from(
 
 
 def num_classes_in(path: Path, model: nn.Module) -> int | None:
-    """How many classes the weights in a safetensors file tell apart, by the classifier's rows; None if it isn't there."""
+    """How many classes the weights in a safetensors file tell apart, by its head; None if it isn't there."""
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     name = classifier if isinstance(classifier, str) else classifier[0]
     try:

@@ -31,7 +31,9 @@ def sizes_page(report: Mapping[str, Any]) -> str:
         title=f"Sizes of {report['workspace']}",
         report=report,
         plot=Markup(frontier_plot(sizes, by=report["by"], limit=report["budget"][report["by"]])) if measured else None,
-        budget=[(name.replace("_", " "), f"{value:g}") for name, value in report["budget"].items() if value is not None],
+        budget=[
+            (name.replace("_", " "), f"{value:g}") for name, value in report["budget"].items() if value is not None
+        ],
         rows=[_row(size) for size in sizes],
     )
 

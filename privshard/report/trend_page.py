@@ -25,6 +25,7 @@ def trend_page(report: Mapping[str, Any]) -> str:
     stacks = [
         {
             **stack,
+            "telling": stack["r2"] is not None,
             "r2": fraction(stack["r2"]),
             "chance": fraction(stack["r2_by_chance"]),
             "explained": fraction(stack["explained"]),

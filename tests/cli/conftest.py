@@ -159,6 +159,71 @@ RESULTS: dict[str, dict[str, Any]] = {
         ],
         "out": "cells.jsonl",
         "table": "| recipe |\n| --- |\n| digits |\n",
+    "decompose": {
+        "workspace": "d",
+        "file": "d/decomposition.safetensors",
+        "digest": "a" * 64,
+        "model": {"name": "vit_tiny_patch16_224", "args": {"img_size": 32}},
+        "method": "phased",
+        "components": 2,
+        "stacks": [{"name": "blocks", "depth": 6, "condition_number": 2.5}],
+        "basis": {"polynomial": "chebyshev", "start": 0, "argument": "symmetric"},
+        "phases": [{"components": 2, "steps": 10, "loss": 0.5, "accuracy": 0.875}],
+        "residuals": {"blocks": {"norm1.weight": [0.5, 0.25]}},
+        "data": {"digest": "b" * 64, "num_train": 90, "num_eval": 10, "stated_public": True},
+        "statement": "A base is public knowledge.",
+        "timing_s": {"total": 1.5},
+    },
+    "recompose": {
+        "out": "m.safetensors",
+        "digest": "a" * 64,
+        "mode": "free",
+        "model": {"name": "vit_tiny_patch16_224", "args": {"depth": 4}},
+        "depths": [4],
+        "components": 2,
+        "parameters": 1000,
+        "stored": 1000,
+        "statement": "A base is public knowledge.",
+        "elapsed_s": 0.5,
+    },
+    "analyse": {
+        "model": "deit_tiny_patch16_224",
+        "weights": "random",
+        "stacks": [
+            {
+                "name": "blocks",
+                "r2": 0.75,
+                "explained": 0.5,
+                "scores": [-1.0, 0.0, 1.0],
+                "depth": 3,
+                "r2_by_chance": 0.5,
+                "kinds": [{"name": "norm1.weight", "r2": None, "explained": None, "scores": [0.0, 0.0, 0.0]}],
+            }
+        ],
+        "note": "A line.",
+        "html": "t.html",
+    },
+    "sizes": {
+        "workspace": "d",
+        "device": "cpu, 1 thread(s)",
+        "budget": {"parameters": 1000, "latency_ms": None, "memory_bytes": None},
+        "by": "latency_ms",
+        "data": {"path": "x.parquet", "split": "eval", "num_rows": 10},
+        "sizes": [
+            {
+                "depths": [4],
+                "components": 2,
+                "parameters": 900,
+                "stored": 500,
+                "latency_ms": 1.25,
+                "memory_bytes": 4000,
+                "accuracy": 0.875,
+                "fits": True,
+                "on_frontier": True,
+            }
+        ],
+        "note": "As recomposed.",
+        "html": "s.html",
     },
     "import": {"out": "x.parquet", "num_rows": 3, "num_subjects": 0, "classes": ["cat", "dog"], "skipped": ["a.txt"]},
 }
@@ -176,6 +241,10 @@ ARGUMENTS = {
     "audit": ["audit", "ws"],
     "sweep": ["sweep", str(DIGITS), "--out", "cells.jsonl"],
     "import": ["import", "folder", "--out", "x.parquet"],
+    "decompose": ["decompose", "--workspace", "d"],
+    "recompose": ["recompose", "d", "--out", "m.safetensors"],
+    "analyse": ["analyse", "deit_tiny_patch16_224"],
+    "sizes": ["sizes", "d"],
 }
 VERBS = {"plan": "plan_training", "import": "import_folder"}
 

@@ -20,6 +20,10 @@ NAMES = (
     "audit",
     "import",
     "sweep",
+    "decompose",
+    "recompose",
+    "analyse",
+    "sizes",
     "error",
 )
 

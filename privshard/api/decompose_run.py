@@ -24,7 +24,8 @@ def decompose(recipe: DecomposeRecipe, *, workspace: str, on_progress: OnProgres
     """
     if "://" in workspace:
         raise InputError(
-            f"workspace: expected a folder, got {workspace}.", remedy="Use a local or mounted disk; components are small."
+            f"workspace: expected a folder, got {workspace}.",
+            remedy="Use a local or mounted disk; components are small.",
         )
     started, folder = time.perf_counter(), Path(workspace).absolute()
     make_folder(folder)
