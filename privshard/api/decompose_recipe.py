@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from privshard.api.recipe_errors import input_error
-from privshard.api.recipe_sections import ColumnName, Count, ExecutionSection, RaySection, Section
+from privshard.api.recipe_sections import ColumnName, Count, RaySection, Section
 from privshard.api.recipe_yaml import anchored, dump_yaml, override, read_recipe
 from privshard.core.digest import json_digest
 from privshard.core.errors import InputError
@@ -98,6 +98,16 @@ class PhaseTrainingSection(Section):
     checkpoint_every: Count = Field(default=500, description="a whole number of steps, 1 or more")
 
 
+class PlaceSection(Section):
+    """Where it computes and how precisely; bit-equality needs the same device and threads."""
+
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="float32 or bfloat16 (autocast)")
+    threads: Count | Literal["auto"] = Field(default=1, description="a whole number, 1 or more, or auto")
+
+
 class DecomposeRecipe(BaseModel):
     """What to decompose, and how. `DecomposeRecipe()` learns a small model of the embedded digits.
 
@@ -124,7 +134,7 @@ class DecomposeRecipe(BaseModel):
     data: PublicDataSection = PublicDataSection()
     teacher: TeacherSection = TeacherSection()
     training: PhaseTrainingSection = PhaseTrainingSection()
-    execution: ExecutionSection = ExecutionSection()
+    execution: PlaceSection = PlaceSection()
     ray: RaySection = RaySection(address="none")
     seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number, 0 or more")
 

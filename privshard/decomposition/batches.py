@@ -49,6 +49,7 @@ class Batches:
         self._train_rows, self._eval_rows = train_rows, eval_rows
         self.batch_size = min(batch_size, len(train_rows))
         self._augmentation, self._seed, self._device = augmentation, seed, device
+        self._order: tuple[tuple[int, int], np.ndarray] = ((-1, -1), train_rows)  # of the epoch at hand
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
         self._resident = torch.from_numpy(np.asarray(images_M3HW)).to(device) if self._fits() else None
@@ -57,8 +58,10 @@ class Batches:
         """The training batch of a step, augmented."""
         each = len(self._train_rows) // self.batch_size
         epoch, place = divmod(step, each)
-        order = np.random.default_rng([self._seed, phase, epoch]).permutation(self._train_rows)
-        images_B, labels_B = self._load(order[place * self.batch_size : (place + 1) * self.batch_size])
+        if self._order[0] != (phase, epoch):
+            generator = np.random.default_rng([self._seed, phase, epoch])
+            self._order = ((phase, epoch), generator.permutation(self._train_rows))
+        images_B, labels_B = self._load(self._order[1][place * self.batch_size : (place + 1) * self.batch_size])
         key = np.random.SeedSequence([self._seed, phase, epoch, place, 1]).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self._device).manual_seed(int(key >> 1))
         return augment(images_B, self._augmentation, generator), labels_B

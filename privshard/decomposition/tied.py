@@ -63,7 +63,11 @@ class TiedModel(nn.Module):
         return functional_call(self.skeleton, dict(given), (images,))
 
     def block_weights(self) -> dict[str, Tensor]:
-        """Every block's parameters under timm's names."""
+        """Every block's parameters under timm's names, in full precision also under autocast."""
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self._block_weights()
+
+    def _block_weights(self) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for stack in self.decomposition.stacks:
             a_LK: Tensor = getattr(self, _buffer(stack.prefix, "coefficients"))

@@ -129,7 +129,7 @@ class _PhaseRun:
         for name, parameter in self.model.skeleton.named_parameters():
             parameter.requires_grad_(phase.head if is_head(name) else phase.embeddings)
         self.moving = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(_groups(self.moving, optimization.weight_decay), lr=optimization.lr)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.moving, optimization.weight_decay), lr=optimization.lr)
 
     def train(self, checkpoint: Path, *, identity: str, on_step: OnStep) -> tuple[Decomposition, PhaseResult]:
         """All steps that are still to do."""
@@ -210,7 +210,7 @@ class _PhaseRun:
         return done, float.fromhex(str(position["losses"]))
 
 
-def _groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases, tokens and positions don't. A component's first axis counts components."""
     groups: tuple[list[Tensor], list[Tensor]] = ([], [])
     for name, parameter in parameters.items():

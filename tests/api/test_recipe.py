@@ -138,7 +138,7 @@ def test_labels_that_are_whole_numbers_become_texts():
             "data.nominal_subjects: expected at most data.nominal_examples (5), got 6",
             "",
         ),
-        ({"base": {"weights": "w.safetensors"}}, "base.model: expected the model", "Name a timm model"),
+        ({"base": {"weights": "pretrained"}}, "base.model: expected the model", "Name a timm model"),
         ({"base": {"model": "m", "weights": "embedded"}}, "base.weights: expected pretrained", "leave base.model out"),
         ({"base": {"args": {"depth": 3}}}, "base.args: expected base.model beside it", ""),
         ({"base": {"head_std": 0}}, "base.head_std: expected a number above 0", "got 0"),

@@ -65,6 +65,14 @@ def test_training_and_evaluation_agree_up_to_rounding():
         torch.testing.assert_close(trained[name], value, atol=1e-5, rtol=1e-4)
 
 
+def test_autocast_leaves_the_sums_in_full_precision():
+    tied = TiedModel(decomposition().first(4, [5])).train()
+    plain = tied.block_weights()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = tied.block_weights()
+    assert all(torch.equal(plain[name], cast[name]) for name in plain)
+
+
 def test_precomputed_weights_are_the_same_model():
     tied = TiedModel(decomposition().first(2, [3])).eval()
     batch = images(2, tied.export())
