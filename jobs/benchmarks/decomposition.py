@@ -131,7 +131,8 @@ def estimate_s(cell: Cell, settings: Settings, lines: Sequence[dict[str, Any]]) 
         usual = float(np.median(measured)) if cell.target else max(measured)
         return 1.2 * usual * blocks
     images = settings.down_steps * settings.down_batch if cell.target else settings.steps * settings.batch
-    teacher_s = 0.0 if lines else settings.teacher_steps * settings.batch / IMAGES_PER_S["teacher"]
+    first = not lines and cell.start == "phased"  # it trains the teacher too
+    teacher_s = settings.teacher_steps * settings.batch / IMAGES_PER_S["teacher"] if first else 0.0
     return 1.2 * images * blocks / settings.depth / IMAGES_PER_S[kind] + teacher_s + 5.0
 
 
