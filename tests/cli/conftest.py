@@ -159,6 +159,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         ],
         "out": "cells.jsonl",
         "table": "| recipe |\n| --- |\n| digits |\n",
+    },
     "decompose": {
         "workspace": "d",
         "file": "d/decomposition.safetensors",
