@@ -141,6 +141,7 @@ def _draw_components(lines: Lines, settings: Settings) -> Any:
             label = {"plain": "undecomposed", "at_once": "all at once"}[start]
             axes.axhline(mean_of(values), color=colour, linewidth=1.3, linestyle=(0, (4, 3)), label=label)
     axes.plot([], [], color=COLOURS[0], marker="o", label="phased, one line a seed")
+    axes.set_xticks(np.cumsum(settings.added).tolist())
     axes.set_xlabel("components")
     axes.set_ylabel(f"held-out accuracy, {data}")
     return _finished(figure, axes)
