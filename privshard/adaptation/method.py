@@ -152,8 +152,9 @@ class AdapterMethod:
 
         def each(cotangent_BC: Tensor) -> DenseGradients:
             detached = {name: leaf.detach() for name, leaf in leaves.items()}
+            whole = x.to(self._view.head.weight.dtype)  # the batching rules want one type for tokens and weights
             with mode():
-                return DenseGradients(per_example(value, detached, x, cotangent_BC, chunk=CHUNK))
+                return DenseGradients(per_example(value, detached, whole, cotangent_BC, chunk=CHUNK))
 
         return logits_BC.detach(), lambda cotangent_BC: LazyGradients(
             partial(summed, cotangent_BC), partial(each, cotangent_BC)

@@ -156,3 +156,25 @@ def test_the_method_is_one_with_parameters_of_its_own():
     method, _ = make("bitfit")
     assert isinstance(method, ParameterMethod)
     assert not isinstance(method, LinearMethod)
+
+
+@pytest.mark.parametrize("kind", ["bitfit", "full", "lora", "prompts"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_half_precision_rounds_gradients_but_norms_are_those_of_what_is_summed(kind: str, plain: bool):
+    method, view = make(kind, dtype=torch.float32)
+    if plain:
+        method = AdapterMethod(view, Plain(method.adapter))
+    x, parameters = images(3, view.model), {name: value.float() for name, value in point(method).items()}
+    r = random_tensors({"r": (3, NUM_CLASSES)}, dtype=torch.float32)["r"]
+    units = torch.arange(3)
+    exact = method.pull(method.encode(x), parameters)[1](r)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        constants = {name: value.bfloat16() for name, value in method.encode(x).items()}
+        rough = method.pull(constants, parameters)[1](r)
+    rough = rough.float()
+    norms = rough.squared_norms(units, 3)
+    torch.testing.assert_close(norms, exact.squared_norms(units, 3), rtol=0.1, atol=0)
+    for row in range(3):
+        one = rough.weighted_sum(torch.eye(3)[row])
+        assert {value.dtype for value in one.values()} == {torch.float32}
+        assert squared_norm(one) == pytest.approx(norms[row].item(), rel=1e-4)
