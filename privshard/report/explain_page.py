@@ -10,7 +10,7 @@ from privshard.report.html import render
 
 _SETS = (
     ("trained", "Trained generators"),
-    ("untrained", "The same generators, untrained"),
+    ("untrained", "Untrained generators"),
     ("random", "Random maps"),
 )
 

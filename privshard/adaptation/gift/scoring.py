@@ -82,7 +82,7 @@ def explain_images(
         scores = _summary(
             trained=[score(adapter, theta, x, masks) for theta in thetas.values()],
             untrained=[score(adapter, start, x, masks) for start in starts],
-            random=[_score_random(view, counts, x, masks, generator) for generator in generators],
+            random=[score_random(view, counts, masks, generator) for generator in generators],
         )
     before = _drawn(adapter, starts[0], [x[at] for at in drawn], chosen)
     after = _drawn(adapter, first, [x[at] for at in drawn], chosen)
@@ -165,9 +165,8 @@ def _drawn(
     return found
 
 
-def _score_random(
-    view: ViTView, count: int, x: Sequence[Tensor], masks_BHW: Tensor, generator: torch.Generator
-) -> Localization:
+def score_random(view: ViTView, count: int, masks_BHW: Tensor, generator: torch.Generator) -> Localization:
+    """How well `count` maps that know nothing of the images find the objects."""
     grid, size = view.model.patch_embed.grid_size, (masks_BHW.shape[1], masks_BHW.shape[2])
     hits, ious = [], []
     for mask_HW in masks_BHW:
