@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import timm
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_digits import recipe_values, write_people
 
 from privshard.adaptation.gift.files import MERGED, read_header
-from privshard.api import gift, gift_explain, gift_source, predict, train, verify
+from privshard.api import gift, gift_explain, gift_source, predict, schemas, train, verify
 from privshard.api.recipe import Recipe
 from privshard.api.setup import Setup
 from privshard.core.errors import InputError, ResourceError, VerificationError
@@ -85,6 +86,7 @@ def _base(workspace: str):
 
 def test_merged_weights_load_strictly_and_predict_as_the_workspace_does(w, images, tmp_path):
     merged = gift.merge(w, out=str(tmp_path / "m.safetensors"))
+    jsonschema.validate(merged, schemas.load("gift_merge"))
     assert merged["max_logit_difference"] <= 1e-5
     assert merged["num_changed"] == 3 * 2 + 2
     model = timm.create_model(**merged["loads_into"]["arguments"]).eval()
@@ -109,6 +111,7 @@ def test_the_header_says_what_was_merged_into_what(w, tmp_path):
 def test_unmerging_gives_the_base_bit_for_bit(w, tmp_path):
     gift.merge(w, out=str(tmp_path / "m.safetensors"))
     back = gift.unmerge(str(tmp_path / "m.safetensors"), source=w, out=str(tmp_path / "b.safetensors"))
+    jsonschema.validate(back, schemas.load("gift_unmerge"))
     assert (back["how"], back["exact"], back["bound"]) == ("base", True, 0.0)
     state = load_file(tmp_path / "b.safetensors")
     assert {name: value.tobytes() for name, value in state.items()} == {
@@ -170,6 +173,7 @@ def test_the_base_may_lie_elsewhere_now(w, home, tmp_path):
 def test_an_exported_generator_merges_as_its_component_does(w, tmp_path):
     one, _ = _components(w)
     exported = gift.export(w, out=str(tmp_path / "g.safetensors"), component=one[:8])
+    jsonschema.validate(exported, schemas.load("gift_export"))
     assert exported["num_parameters"] == 2 * 24 * 3
     assert (tmp_path / "g.safetensors").stat().st_size < 20_000
     gift.merge(w, out=str(tmp_path / "a.safetensors"), component=one)
@@ -235,6 +239,7 @@ def test_maps_are_drawn_and_scored_against_masks(w, images, home, tmp_path):
     assert Image.open(out["png"]).format == "PNG"
     assert "data:image/png" in Path(out["html"]).read_text()
     assert (found["png"], found["html"]) == (out["png"], out["html"])
+    jsonschema.validate(found, schemas.load("gift_explain"))
     assert len(found["clusters"]) == 2
     assert found["components"] == list(_components(w))
     scores = found["localization"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 
-from privshard.api import gift, gift_explain
+from privshard.api import gift, gift_explain, schemas
 from privshard.cli.app import run
 from privshard.core.errors import InputError
 
@@ -109,7 +110,9 @@ def test_a_command_asks_for_what_was_given_and_says_what_was_done(monkeypatch, c
     assert seen == [(positional, keywords)]
     assert words in " ".join(capsys.readouterr().out.split())
     assert run(["gift", *arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == RESULTS[name]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == RESULTS[name]
+    jsonschema.validate(printed, schemas.load(f"gift_{name}"))
 
 
 def test_a_refusal_is_bad_input(monkeypatch, capsys):

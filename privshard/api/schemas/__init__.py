@@ -25,6 +25,11 @@ NAMES = (
     "analyse",
     "sizes",
     "error",
+    "gift_merge",
+    "gift_unmerge",
+    "gift_export",
+    "gift_explain",
+    "gift_plant",
 )
 
 
