@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from privshard.api.setup import Setup
-from privshard.core.errors import PrivshardError
+from privshard.core.errors import PrivshardError, ResourceError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import OnProgress, Progress, ShardFailure, ShardJob, ShardResult
 from privshard.core.model import ComponentRecord
 from privshard.store.components import component_id, parameters_digest
+from privshard.store.views import NewRun, Reservation
 from privshard.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -54,50 +56,48 @@ def train_shards(
 ) -> dict[int, ShardResult]:
     """A committed component for each of `shards`, by a new attempt; the results, by shard.
 
-    Every attempt is reserved in the ledger before any worker starts; the limit refuses (BudgetError) before that. A
-    failure raises after the other shards were kept. Attempts of which nothing left a worker are voided, so they cost
-    nothing; whatever is unclear stays spent. `stop` ends all workers, so that after an interrupt nothing can leave
-    them any more.
+    Every attempt is reserved in the ledger before any worker starts; the limit refuses (BudgetError) before that. The
+    ledger marks a run before its result leaves its worker, so an attempt that a dead controller left without that mark
+    provably let nothing out: it is taken up again under the same reservation. A failure raises after the other shards
+    were kept. Attempts of which nothing left a worker are voided, so they cost nothing; whatever is unclear stays
+    spent. `stop` ends all workers, so that after an interrupt nothing can leave them any more.
     """
     from privshard.privacy.budget import admit, admit_workspace
 
+    runs = _runs(workspace, setup, shards)
+    workspace.ledger.reserve_all(
+        runs, plan=setup.plan, admit=admit(setup.limit), admit_workspace=admit_workspace(setup.limit), marked=True
+    )
     seed = workspace.ledger.get("insecure_seed")
-    jobs = []
-    for shard in shards:
-        attempt = workspace.ledger.next_attempt(shard)
-        run_id = f"shard-{shard:03d}-attempt-{attempt:03d}"
-        jobs.append(_job(workspace, setup, shard=shard, attempt=attempt, run_id=run_id, flags=flags, seed=seed))
-    open_runs: dict[str, ShardJob] = {}
+    jobs = [_job(workspace, setup, run=run, flags=flags, seed=seed) for run in runs]
+    unreleased = {job.run_id for job in jobs}
     results: dict[int, ShardResult] = {}
     failures: list[ShardFailure] = []
+
+    def mark(run_id: str) -> None:
+        unreleased.discard(run_id)
+        workspace.ledger.release(run_id)
+
     try:
-        for job in jobs:
-            workspace.ledger.reserve(
-                job.run_id,
-                shard=job.shard,
-                attempt=job.attempt,
-                plan=setup.plan,
-                admit=admit(setup.limit),
-                admit_workspace=admit_workspace(setup.limit),
-            )
-            open_runs[job.run_id] = job
-        for outcome in trainer.train(jobs, on_progress):
-            job = open_runs[outcome.run_id]
+        for outcome in trainer.train(jobs, on_progress, before_release=mark):
             if isinstance(outcome, ShardFailure):
                 failures.append(outcome)
-                if not outcome.released:
-                    workspace.ledger.void(job.run_id, reason="it failed before anything left the worker")
-                del open_runs[outcome.run_id]
+                if outcome.released and outcome.run_id in unreleased:
+                    mark(outcome.run_id)
+                elif not outcome.released:
+                    unreleased.discard(outcome.run_id)
+                    workspace.ledger.void(outcome.run_id, reason="it failed before anything left the worker")
                 continue
-            # from here on the result is in this process: an interrupt can't undo that, so it counts as spent
-            del open_runs[outcome.run_id]
+            # the result is in this process by now: an interrupt can't undo that, so it counts as spent
+            unreleased.discard(outcome.run_id)
             results[outcome.shard] = outcome
             keep(workspace, setup, outcome)
             on_progress(Progress("shards", None, "shards", len(results), len(jobs)))
     except BaseException:
         stop()
-        for run_id in open_runs:
-            workspace.ledger.void(run_id, reason="it was stopped before anything left the worker")
+        with suppress(ResourceError):  # what can't be voided now was still not released: the next run takes it up again
+            for run_id in sorted(unreleased):
+                workspace.ledger.void(run_id, reason="it was stopped before anything left the worker")
         raise
     if failures:
         raise _first(failures)
@@ -133,21 +133,36 @@ def keep(workspace: Workspace, setup: Setup, result: ShardResult) -> str:
     return identity
 
 
+def _runs(workspace: Workspace, setup: Setup, shards: Sequence[int]) -> list[NewRun]:
+    """For each shard the attempt that a dead controller left with nothing released, or its next one."""
+    latest: dict[int, Reservation] = {}
+    for run in workspace.ledger.reservations():
+        if run.attempt >= (latest[run.shard].attempt if run.shard in latest else 0):
+            latest[run.shard] = run
+    runs = []
+    for shard in shards:
+        last = latest.get(shard)
+        if last is not None and last.state == "reserved" and not last.released and last.plan == setup.plan:
+            runs.append(NewRun(last.run_id, shard, last.attempt))
+            continue
+        attempt = last.attempt + 1 if last is not None else 0
+        runs.append(NewRun(f"shard-{shard:03d}-attempt-{attempt:03d}", shard, attempt))
+    return runs
+
+
 def _job(
     workspace: Workspace,
     setup: Setup,
     *,
-    shard: int,
-    attempt: int,
-    run_id: str,
+    run: NewRun,
     flags: ExecutionFlags,
     seed: int | None,
 ) -> ShardJob:
     return ShardJob(
-        run_id=run_id,
+        run_id=run.run_id,
         workspace=workspace.root,
-        shard=shard,
-        attempt=attempt,
+        shard=run.shard,
+        attempt=run.attempt,
         base=setup.base,
         base_digest=setup.base_digest,
         classes=setup.classes,

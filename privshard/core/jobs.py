@@ -105,9 +105,18 @@ class ShardFailure:
     released: bool
 
 
-class ShardTrainer(Protocol):
-    """Runs shard jobs somewhere and yields each outcome as it is there; order is not promised."""
+BeforeRelease = Callable[[str], None]
 
-    def train(self, jobs: Sequence[ShardJob], on_progress: OnProgress) -> Iterator[ShardResult | ShardFailure]:
+
+class ShardTrainer(Protocol):
+    """Runs shard jobs somewhere and yields each outcome as it is there; order is not promised.
+
+    before_release is called with a job's run id before its result leaves the worker. Until then nothing has left it,
+    whatever dies; a failure of that job afterwards has released=True.
+    """
+
+    def train(
+        self, jobs: Sequence[ShardJob], on_progress: OnProgress, *, before_release: BeforeRelease = ...
+    ) -> Iterator[ShardResult | ShardFailure]:
         """Run all jobs."""
         ...

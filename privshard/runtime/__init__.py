@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from privshard.runtime.events import OnEvent, unwatched
 from privshard.runtime.shard_function import ShardFunction
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ def make_executor(
     gpus_per_shard: Literal["auto"] | float = "auto",
     cpus_per_shard: float = 1.0,
     schedule_timeout_s: float = 30.0,
+    queue_timeout_s: float = 3600.0,
+    stall_timeout_s: float = 1800.0,
+    urgent: bool = False,
+    on_event: OnEvent = unwatched,
 ) -> LocalExecutor | RayExecutor:
     """The executor for an address: "none" this process, "local" a Ray of its own, otherwise a running Ray cluster.
 
@@ -31,7 +36,7 @@ def make_executor(
     if address == "none":
         from privshard.runtime.local import LocalExecutor
 
-        return LocalExecutor(run, base_state=base_state)
+        return LocalExecutor(run, base_state=base_state, on_event=on_event)
     from privshard.runtime.ray_executor import RayExecutor
 
     return RayExecutor(
@@ -41,4 +46,8 @@ def make_executor(
         gpus_per_shard=gpus_per_shard,
         cpus_per_shard=cpus_per_shard,
         schedule_timeout_s=schedule_timeout_s,
+        queue_timeout_s=queue_timeout_s,
+        stall_timeout_s=stall_timeout_s,
+        urgent=urgent,
+        on_event=on_event,
     )

@@ -7,9 +7,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from privshard.core.jobs import BeforeRelease
+from privshard.runtime.events import OnEvent, RunEvent, WorkerPlace, unwatched
 from privshard.runtime.policy import Decision, JobState, Limits, Seen, advance, decide
 
 TICK_S = 0.2
+_TOLD = {"start": "starting", "run": "running", "collect": "collecting", "finish": "done"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Outcome:
 
 
 class Fleet(Protocol):
-    """Workers, one a job. Nothing here blocks longer than the time it is given."""
+    """Workers, one a job at a time. Nothing here blocks longer than the time it is given."""
 
     def start(self, run_id: str) -> None:
         """Ask for a worker for this job."""
@@ -42,12 +45,28 @@ class Fleet(Protocol):
         """Tell its ready worker to do the job."""
         ...
 
+    def collect(self, run_id: str) -> None:
+        """Ask its finished worker for the result."""
+        ...
+
     def poll(self, timeout_s: float) -> Mapping[str, Sighting]:
         """See what every worker does now, waiting up to `timeout_s` for something to happen."""
         ...
 
+    def place(self, run_id: str) -> WorkerPlace | None:
+        """Where its worker is, once that is known."""
+        ...
+
     def stop(self, run_id: str) -> None:
         """Release its worker at once, whatever it does."""
+        ...
+
+    def free(self, run_id: str, *, keep: bool) -> None:
+        """Its worker has done its job: keep it for another one, or release it."""
+        ...
+
+    def close(self) -> None:
+        """Release every worker, kept ones included."""
         ...
 
     def shortage(self) -> Exception:
@@ -55,29 +74,89 @@ class Fleet(Protocol):
         ...
 
 
+class Lane(Protocol):
+    """What controllers on one cluster tell each other, so that removals go before queued training."""
+
+    def held(self) -> bool:
+        """Whether to start nothing, because removals wait for room."""
+        ...
+
+    def room_to_come(self) -> bool:
+        """Whether others hold the cluster who will make room."""
+        ...
+
+    def tell(self, *, waiting: bool) -> None:
+        """Say that we are here, and whether we wait for workers."""
+        ...
+
+    def leave(self) -> None:
+        """Say that we are done."""
+        ...
+
+
+class NoLane:
+    """Nobody else is on this cluster."""
+
+    def held(self) -> bool:
+        """Never."""
+        return False
+
+    def room_to_come(self) -> bool:
+        """Nobody makes room."""
+        return False
+
+    def tell(self, *, waiting: bool) -> None:
+        """Nobody listens."""
+
+    def leave(self) -> None:
+        """Nobody notices."""
+
+
 def supervise(
-    run_ids: Sequence[str], fleet: Fleet, *, limits: Limits, clock: Callable[[], float] = time.monotonic
+    run_ids: Sequence[str],
+    fleet: Fleet,
+    *,
+    limits: Limits,
+    before_release: BeforeRelease = lambda _: None,
+    on_event: OnEvent = unwatched,
+    lane: Lane | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Outcome, None, None]:
     """Run all jobs and yield each outcome once, as it comes.
 
-    A worker is released before its outcome is yielded, and free slots are filled before the consumer gets its turn.
-    Abandoning the iterator, or an error in the consumer, releases every worker.
+    before_release is called before a worker is asked for its result; if it raises, nobody asks. A worker is free
+    before its outcome is yielded, and free slots are filled before the consumer gets its turn. Abandoning the iterator,
+    or an error in the consumer, releases every worker.
     """
     states = {run_id: JobState(run_id) for run_id in run_ids}
+    lane = lane or NoLane()
+    left = len(states)
     try:
+        for run_id in run_ids:
+            on_event(RunEvent("queued", run_id))
         sightings: Mapping[str, Sighting] = {}
         changed_s = clock()
         while True:
             seen: dict[str, Seen] = {run_id: sighting.seen for run_id, sighting in sightings.items()}
-            decisions = decide(list(states.values()), seen, limits, quiet_s=clock() - changed_s)
+            held = lane.held()
+            decisions = decide(
+                list(states.values()),
+                seen,
+                limits,
+                quiet_s=clock() - changed_s,
+                held=held,
+                room_to_come=lane.room_to_come(),
+            )
             outcomes = []
+            keep = not held and any(state.phase == "queued" for state in states.values())
             for decision in decisions:
+                _carry_out(decision, fleet, sightings.get(decision.run_id), before_release, on_event, outcomes, keep)
                 states[decision.run_id] = advance(states[decision.run_id], decision)
-                outcome = _carry_out(decision, fleet, sightings.get(decision.run_id))
-                outcomes += [outcome] if outcome else []
+            left -= len(outcomes)
             yield from outcomes
-            if all(state.over for state in states.values()):
+            if not left:
                 return
+            lane.tell(waiting=any(state.phase in ("queued", "starting") for state in states.values()))
             if decisions:
                 changed_s = clock()
             sightings = fleet.poll(TICK_S)
@@ -85,21 +164,38 @@ def supervise(
         for state in states.values():
             if state.active:
                 fleet.stop(state.run_id)
+        fleet.close()
+        lane.leave()
 
 
-def _carry_out(decision: Decision, fleet: Fleet, sighting: Sighting | None) -> Outcome | None:
-    """Do what was decided; the outcome, if that ends the job."""
-    run_id = decision.run_id
+def _carry_out(
+    decision: Decision,
+    fleet: Fleet,
+    sighting: Sighting | None,
+    before_release: BeforeRelease,
+    on_event: OnEvent,
+    outcomes: list[Outcome],
+    keep: bool,
+) -> None:
+    """Do what was decided; where that ends the job, its outcome joins `outcomes`."""
+    run_id, place = decision.run_id, fleet.place(decision.run_id)
+    error = fleet.shortage() if decision.unscheduled else sighting.error if sighting else None
     if decision.action == "start":
         fleet.start(run_id)
-        return None
-    if decision.action == "run":
+    elif decision.action == "run":
         fleet.run(run_id)
-        return None
-    error = fleet.shortage() if decision.unscheduled else sighting.error if sighting else None
-    fleet.stop(run_id)
-    if decision.action == "finish":
-        return Outcome(run_id, value=sighting.value if sighting else None)
-    if decision.action == "fail":
-        return Outcome(run_id, error=error, released=decision.released)
-    return None
+    elif decision.action == "collect":
+        on_event(RunEvent("finished", run_id, place))
+        before_release(run_id)
+        fleet.collect(run_id)
+    elif decision.action == "finish":
+        fleet.free(run_id, keep=keep)
+        outcomes.append(Outcome(run_id, value=sighting.value if sighting else None))
+    else:
+        fleet.stop(run_id)
+        told = "retried" if decision.action == "retry" else "failed"
+        on_event(RunEvent(told, run_id, place, type(error).__name__ if error else None))
+        if decision.action == "fail":
+            outcomes.append(Outcome(run_id, error=error, released=decision.released))
+        return
+    on_event(RunEvent(_TOLD[decision.action], run_id, place))  # pyright: ignore[reportArgumentType]

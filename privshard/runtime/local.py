@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from privshard.core.jobs import OnProgress, ShardFailure, ShardJob, ShardResult
+from privshard.core.jobs import BeforeRelease, OnProgress, ShardFailure, ShardJob, ShardResult
+from privshard.runtime.events import OnEvent, RunEvent, WorkerPlace, unwatched
 from privshard.runtime.news import NEWS_INTERVAL_S, safely
 from privshard.runtime.shard_function import BaseState, ShardFunction, run_shard, torch_threads
 
@@ -18,22 +21,36 @@ class LocalExecutor:
     run: the shard function. base_state: the frozen base's weights, handed to every job read-only.
     """
 
-    def __init__(self, run: ShardFunction, *, base_state: BaseState | None = None) -> None:
+    def __init__(
+        self, run: ShardFunction, *, base_state: BaseState | None = None, on_event: OnEvent = unwatched
+    ) -> None:
         self._run = run
         self._base_state = base_state
+        self._on_event = on_event
 
-    def train(self, jobs: Sequence[ShardJob], on_progress: OnProgress) -> Iterator[ShardResult | ShardFailure]:
+    def train(
+        self, jobs: Sequence[ShardJob], on_progress: OnProgress, *, before_release: BeforeRelease = lambda _: None
+    ) -> Iterator[ShardResult | ShardFailure]:
         """Run all jobs in order, yielding each outcome before the next job starts.
 
         A job that raises ends as a `ShardFailure` with that error and released=False (its result did not leave the
         shard function); the other jobs still run. Torch's thread count is the job's during a job and restored after.
         """
         tell = safely(on_progress, interval_s=NEWS_INTERVAL_S)
+        here = WorkerPlace(platform.node(), os.getpid())
         for job in jobs:
+            self._on_event(RunEvent("queued", job.run_id))
+        for job in jobs:
+            self._on_event(RunEvent("running", job.run_id, here))
             try:
                 outcome = run_shard(self._run, job, self._base_state, tell)
             except Exception as error:
-                outcome = ShardFailure(job.run_id, job.shard, error, released=False)
+                self._on_event(RunEvent("failed", job.run_id, here, type(error).__name__))
+                yield ShardFailure(job.run_id, job.shard, error, released=False)
+                continue
+            self._on_event(RunEvent("finished", job.run_id, here))
+            before_release(job.run_id)
+            self._on_event(RunEvent("done", job.run_id, here))
             yield outcome
 
     def check(self, num_jobs: int) -> None:

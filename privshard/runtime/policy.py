@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Phase = Literal["queued", "starting", "running", "done", "failed"]
-Seen = Literal["starting", "ready", "running", "returned", "raised", "died", "lost"]
-Action = Literal["start", "run", "finish", "retry", "fail"]
+Phase = Literal["queued", "starting", "running", "collecting", "done", "failed"]
+Seen = Literal["starting", "ready", "running", "finished", "collecting", "returned", "raised", "died", "lost"]
+Action = Literal["start", "run", "collect", "finish", "retry", "fail"]
 
 _NEXT_PHASE: Mapping[Action, Phase] = {
     "start": "starting",
     "run": "running",
+    "collect": "collecting",
     "finish": "done",
     "retry": "queued",
     "fail": "failed",
@@ -30,7 +31,7 @@ class JobState:
     @property
     def active(self) -> bool:
         """Whether a worker exists for it now."""
-        return self.phase in ("starting", "running")
+        return self.phase in ("starting", "running", "collecting")
 
     @property
     def over(self) -> bool:
@@ -40,11 +41,13 @@ class JobState:
 
 @dataclass(frozen=True)
 class Limits:
-    """Public bounds: workers at once, fresh workers for one job after deaths, seconds to wait for a first worker."""
+    """Public bounds: workers at once, fresh workers for one job after deaths, seconds to wait for a first worker, and
+    seconds to wait for one while other trainings of privshard, which will make room, hold the cluster."""
 
     concurrent: int
-    max_retries: int = 1
+    max_retries: int = 3
     schedule_timeout_s: float = 30.0
+    queue_timeout_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -57,33 +60,48 @@ class Decision:
     unscheduled: bool = False
 
 
-def decide(states: Sequence[JobState], seen: Mapping[str, Seen], limits: Limits, *, quiet_s: float) -> list[Decision]:
+def decide(
+    states: Sequence[JobState],
+    seen: Mapping[str, Seen],
+    limits: Limits,
+    *,
+    quiet_s: float,
+    held: bool = False,
+    room_to_come: bool = False,
+) -> list[Decision]:
     """The next steps, in order.
 
     seen: what each active job's worker was last seen doing:
-        starting  not there yet              ready     there, waiting to be told to run
-        running   at work                    returned  its result is here
-        raised    its function raised        died      gone before it returned
-        lost      gone or unreadable after it may have returned
-    quiet_s: seconds since anything last changed.
+        starting    not there yet            ready      there, waiting to be told to run
+        running     at work                  finished   done; its result is still in the worker
+        collecting  asked for its result     returned   its result is here
+        raised      its function raised      died       gone, or stalled and to be killed
+        lost        gone or unreadable after it was asked for its result
+    quiet_s: seconds since anything last changed. held: removals wait for room on the cluster, and go first.
+    room_to_come: other trainings hold the cluster and will make room.
 
     Guarantees:
-    - A worker that died before it returned let nothing noisy out: results leave a worker only by being returned. Its
-      job is retried up to `max_retries` times (the same job: same run id, same attempt, same reservation), then fails
-      with released=False. A result that may have been returned and cannot be read counts as released, never retried.
+    - A result leaves a worker only when it is asked for, after "collect". Whatever becomes of a worker before that, it
+      let nothing noisy out: its job is retried up to `max_retries` times (the same job: same run id, same attempt,
+      same reservation), then fails with released=False. Afterwards a job that fails counts as released, and is never
+      retried.
     - What the function raises is not retried: it would be raised again.
-    - No more than `concurrent` workers at once.
+    - No more than `concurrent` workers at once, and none is started while `held`.
     - No waiting for nothing: when no job of ours runs and none of the workers that were asked for has come within
-      `schedule_timeout_s`, those jobs and all that queue behind them fail. While a job of ours runs, waiting workers
-      are a queue and wait on.
+      `schedule_timeout_s` (`queue_timeout_s` where there is room to come), those jobs and all that queue behind them
+      fail. While a job of ours runs, waiting workers are a queue and wait on.
     """
-    decisions = [step for state in states if state.active and (step := _step(state, seen[state.run_id], limits))]
-    if not decisions and _starved(states, limits, quiet_s):
+    active = [state for state in states if state.active]
+    decisions = [step for state in active if (step := _step(state, seen[state.run_id], limits))]
+    patience_s = limits.queue_timeout_s if room_to_come else limits.schedule_timeout_s
+    if not decisions and quiet_s > patience_s and active and all(state.phase == "starting" for state in active):
         return [Decision("fail", state.run_id, unscheduled=True) for state in states if not state.over]
-    ended = {step.run_id for step in decisions if step.action != "run"}
-    free = limits.concurrent - sum(state.active and state.run_id not in ended for state in states)
-    queued = [state.run_id for state in states if state.phase == "queued"]
-    return decisions + [Decision("start", run_id) for run_id in queued[: max(0, free)]]
+    if held:
+        return decisions
+    ended = {step.run_id for step in decisions if step.action in ("finish", "retry", "fail")}
+    free = limits.concurrent - sum(state.run_id not in ended for state in active)
+    queued = [state.run_id for state in states if state.phase == "queued"] if free > 0 else []
+    return decisions + [Decision("start", run_id) for run_id in queued[:free]]
 
 
 def advance(state: JobState, decision: Decision) -> JobState:
@@ -94,21 +112,15 @@ def advance(state: JobState, decision: Decision) -> JobState:
 
 def _step(state: JobState, seen: Seen, limits: Limits) -> Decision | None:
     """The step that one active job needs, if any."""
-    run_id = state.run_id
+    run_id, asked = state.run_id, state.phase == "collecting"
     if seen == "ready" and state.phase == "starting":
         return Decision("run", run_id)
+    if seen == "finished" and state.phase == "running":
+        return Decision("collect", run_id)
     if seen == "returned":
         return Decision("finish", run_id)
-    if seen == "died" and state.workers <= limits.max_retries:
+    if seen in ("died", "lost") and not asked and state.workers <= limits.max_retries:
         return Decision("retry", run_id)
-    if seen in ("raised", "died"):
-        return Decision("fail", run_id)
-    if seen == "lost":
-        return Decision("fail", run_id, released=True)
+    if seen in ("raised", "died", "lost"):
+        return Decision("fail", run_id, released=asked)
     return None
-
-
-def _starved(states: Sequence[JobState], limits: Limits, quiet_s: float) -> bool:
-    """Whether we wait for workers and nothing of ours could ever make room for them."""
-    phases = {state.phase for state in states}
-    return "starting" in phases and "running" not in phases and quiet_s > limits.schedule_timeout_s

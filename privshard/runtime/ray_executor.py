@@ -1,4 +1,4 @@
-"""Runs shard jobs on Ray: one actor a shard, results bit-identical to the local executor's."""
+"""Runs shard jobs on Ray: one actor a shard at a time, results bit-identical to the local executor's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 from privshard.core.errors import InputError, ResourceError
-from privshard.core.jobs import OnProgress, ShardFailure, ShardJob, ShardResult
+from privshard.core.jobs import BeforeRelease, OnProgress, ShardFailure, ShardJob, ShardResult
 from privshard.runtime.cluster import cluster_view, connect, disconnect
-from privshard.runtime.controller import Outcome, supervise
+from privshard.runtime.controller import Lane, NoLane, Outcome, supervise
+from privshard.runtime.events import OnEvent, unwatched
+from privshard.runtime.lane import RayLane
 from privshard.runtime.news import safely
 from privshard.runtime.policy import Limits
 from privshard.runtime.ray_fleet import RayFleet, Task
@@ -28,7 +30,10 @@ class RayExecutor:
     run: the shard function; it must be importable on the workers. base_state: the frozen base's weights, put into
     Ray's object store once and shared read-only by the workers of a machine. address: "local", "auto", "host:port".
     gpus_per_shard, cpus_per_shard: as in `placement`. schedule_timeout_s: how long to wait for the cluster to answer,
-    and for a worker when nothing of ours runs. max_retries: fresh workers for a job whose worker died.
+    and for a worker when nothing of ours runs; queue_timeout_s: the same while another training of privshard holds the
+    cluster. stall_timeout_s: a worker that reports no progress for so long is taken for dead. max_retries: fresh
+    workers for a job whose worker died. urgent: these jobs go before what other trainings have queued. on_event hears
+    of every step of every job.
     """
 
     def __init__(
@@ -40,7 +45,11 @@ class RayExecutor:
         gpus_per_shard: Literal["auto"] | float = "auto",
         cpus_per_shard: float = 1.0,
         schedule_timeout_s: float = 30.0,
-        max_retries: int = 1,
+        queue_timeout_s: float = 3600.0,
+        stall_timeout_s: float = 1800.0,
+        max_retries: int = 3,
+        urgent: bool = False,
+        on_event: OnEvent = unwatched,
     ) -> None:
         self._run = run
         self._base_state = base_state
@@ -48,12 +57,19 @@ class RayExecutor:
         self._gpus_per_shard: Literal["auto"] | float = gpus_per_shard
         self._cpus_per_shard = cpus_per_shard
         self._schedule_timeout_s = schedule_timeout_s
+        self._queue_timeout_s = queue_timeout_s
+        self._stall_timeout_s = stall_timeout_s
         self._max_retries = max_retries
+        self._urgent = urgent
+        self._on_event = on_event
+        self._lane: Lane | None = None
         self._base_ref: Any = None
         self._connected_here = False
         self._open: WeakSet[Generator[Outcome, None, None]] = WeakSet()
 
-    def train(self, jobs: Sequence[ShardJob], on_progress: OnProgress) -> Iterator[ShardResult | ShardFailure]:
+    def train(
+        self, jobs: Sequence[ShardJob], on_progress: OnProgress, *, before_release: BeforeRelease = lambda _: None
+    ) -> Iterator[ShardResult | ShardFailure]:
         """Run all jobs, at most as many at once as the cluster holds, yielding each outcome as it comes.
 
         Raises ResourceError before any job starts if the cluster cannot be reached or can never hold one shard, and
@@ -74,7 +90,8 @@ class RayExecutor:
             )
             for job in jobs
         }
-        return self._outcomes({job.run_id: job for job in jobs}, tasks, place, on_progress)
+        by_run = {job.run_id: job for job in jobs}
+        return self._outcomes(by_run, self._supervise(tasks, place, on_progress, before_release))
 
     def check(self, num_jobs: int) -> None:
         """Raise ResourceError, as `train` would, if the cluster can't be reached or can never hold one shard."""
@@ -88,7 +105,7 @@ class RayExecutor:
         place = self._place(1)
         sent = tuple(self._base() if arg is self._base_state else arg for arg in args)
         task = Task(Handshake(software_versions(), None, threads, place.gpus), "call", (function, threads, *sent))
-        outcome = next(self._supervise({"call": task}, place, lambda _: None))
+        outcome = next(self._supervise({"call": task}, place, lambda _: None, lambda _: None))
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
@@ -97,7 +114,7 @@ class RayExecutor:
         """End what still runs, forget the base's weights in the object store, and leave Ray if we initialized it."""
         for run in tuple(self._open):
             run.close()
-        self._base_ref = None
+        self._base_ref = self._lane = None
         if self._connected_here:
             disconnect()
             self._connected_here = False
@@ -133,19 +150,32 @@ class RayExecutor:
                 ) from error
         return self._base_ref
 
-    def _supervise(self, tasks: Mapping[str, Task], place: Placement, on_progress: OnProgress) -> Iterator[Outcome]:
+    def _supervise(
+        self, tasks: Mapping[str, Task], place: Placement, on_progress: OnProgress, before_release: BeforeRelease
+    ) -> Iterator[Outcome]:
         """The outcomes of tasks under this executor's limits."""
-        fleet = RayFleet(tasks, placement=place, on_progress=safely(on_progress))
-        limits = Limits(place.concurrent, self._max_retries, self._schedule_timeout_s)
-        run = supervise(list(tasks), fleet, limits=limits)
+        fleet = RayFleet(
+            tasks, placement=place, on_progress=safely(on_progress), stall_timeout_s=self._stall_timeout_s
+        )
+        limits = Limits(place.concurrent, self._max_retries, self._schedule_timeout_s, self._queue_timeout_s)
+        if self._lane is None:  # a Ray of our own has no other users
+            alone = self._connected_here and self._address == "local"
+            self._lane = NoLane() if alone else RayLane(urgent=self._urgent)
+        run = supervise(
+            list(tasks),
+            fleet,
+            limits=limits,
+            before_release=before_release,
+            on_event=self._on_event,
+            lane=self._lane,
+        )
         self._open.add(run)
         return run
 
-    def _outcomes(
-        self, jobs: Mapping[str, ShardJob], tasks: Mapping[str, Task], place: Placement, on_progress: OnProgress
-    ) -> Iterator[ShardResult | ShardFailure]:
+    @staticmethod
+    def _outcomes(jobs: Mapping[str, ShardJob], run: Iterator[Outcome]) -> Iterator[ShardResult | ShardFailure]:
         """Outcomes in the words of `ShardTrainer`."""
-        for outcome in self._supervise(tasks, place, on_progress):
+        for outcome in run:
             if outcome.error is None:
                 yield outcome.value
             else:

@@ -1,21 +1,25 @@
-"""A fleet whose workers are Ray actors: thin, one a job, gone as soon as the job is over."""
+"""A fleet whose workers are Ray actors: thin, one job at a time, gone as soon as no job is left for them."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from privshard.core.errors import PrivshardError, ResourceError
 from privshard.core.jobs import OnProgress
 from privshard.runtime.cluster import cluster_view, free_resources
 from privshard.runtime.controller import Sighting
+from privshard.runtime.events import WorkerPlace
+from privshard.runtime.policy import Seen
 from privshard.runtime.resources import Placement
 from privshard.runtime.worker import Handshake, ShardWorker
 
 _FETCH_TIMEOUT_S = 60.0  # for an object that Ray has already called ready
-_LAST_NEWS_TIMEOUT_S = 1.0  # for news that was asked for before the result came
+_COLLECT_TIMEOUT_S = 300.0  # for the result of a worker that is done
+_LAST_NEWS_TIMEOUT_S = 1.0  # for news that was asked for before the work was done
 
 
 @dataclass(frozen=True)
@@ -29,21 +33,31 @@ class Task:
 
 @dataclass
 class _Member:
-    """An actor and what we wait for from it."""
+    """An actor, what we wait for from it, and when it was last heard of."""
 
     actor: Any
-    pending: Any  # the ref of its handshake, then of its work
-    at_work: bool = False
+    pending: Any  # the ref of its handshake, of its work, of its result
+    stage: Literal["starting", "running", "collecting"] = "starting"
+    place: WorkerPlace | None = None
     news: Any = None
+    heard_s: float = field(default_factory=time.monotonic)
 
 
 class RayFleet:
-    """Starts one actor for each task under its job's run id. Every wait in here has a deadline.
+    """Starts an actor for each job, or gives it one that has done another. Every wait in here has a deadline.
 
-    Losing progress is harmless; losing an actor is seen at its pending call, which Ray then ends in an error.
+    Losing progress is harmless; losing an actor is seen at its pending call, which Ray then ends in an error. A worker
+    at work that reports no progress for `stall_timeout_s` is taken for dead.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], *, placement: Placement, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        *,
+        placement: Placement,
+        on_progress: OnProgress,
+        stall_timeout_s: float = 1800.0,
+    ) -> None:
         import ray
 
         self._ray = ray
@@ -58,18 +72,23 @@ class RayFleet:
         self._tasks = tasks
         self._placement = placement
         self._on_progress = on_progress
+        self._stall_timeout_s = stall_timeout_s
         self._members: dict[str, _Member] = {}
+        self._idle: list[Any] = []
 
     def start(self, run_id: str) -> None:
-        """Create an actor; Ray queues it until a machine has room."""
-        actor = self._actor_class.remote()
+        """Take an actor that is free, or create one; Ray queues it until a machine has room."""
+        actor = self._idle.pop() if self._idle else self._actor_class.remote()
         self._members[run_id] = _Member(actor, actor.prepare.remote(self._tasks[run_id].handshake))
 
     def run(self, run_id: str) -> None:
         """Send the job to its actor."""
-        member, task = self._members[run_id], self._tasks[run_id]
-        member.pending = getattr(member.actor, task.method).remote(*task.args)
-        member.at_work = True
+        task = self._tasks[run_id]
+        self._expect(run_id, "running", getattr(self._members[run_id].actor, task.method).remote(*task.args))
+
+    def collect(self, run_id: str) -> None:
+        """Ask its actor for the result."""
+        self._expect(run_id, "collecting", self._members[run_id].actor.take.remote())
 
     def poll(self, timeout_s: float) -> Mapping[str, Sighting]:
         """Look at every actor, waiting up to `timeout_s` for one of them to be ready or finished."""
@@ -79,15 +98,34 @@ class RayFleet:
         here = set(self._ray.wait(refs, num_returns=len(refs), timeout=0)[0]) if refs else set()
         sightings = {run_id: self._look(member, member.pending in here) for run_id, member in self._members.items()}
         for run_id, sighting in sightings.items():
-            if sighting.seen == "running":
+            if sighting.seen == "running" and self._tasks[run_id].method == "train":
                 self._ask_for_news(self._members[run_id])
         return sightings
+
+    def place(self, run_id: str) -> WorkerPlace | None:
+        """Where its actor is, once it has shaken hands."""
+        member = self._members.get(run_id)
+        return member.place if member else None
 
     def stop(self, run_id: str) -> None:
         """Kill the actor: its process, its memory and its GPU are free at once. Without Ray it is gone already."""
         member = self._members.pop(run_id, None)
-        if member is not None and self._ray.is_initialized():
-            self._ray.kill(member.actor, no_restart=True)
+        if member is not None:
+            self._kill(member.actor)
+
+    def free(self, run_id: str, *, keep: bool) -> None:
+        """Keep the actor for another job, or kill it."""
+        if keep:
+            self._idle.append(self._members.pop(run_id).actor)
+            return
+        self.stop(run_id)
+        self._kill_idle()
+
+    def close(self) -> None:
+        """Kill every actor."""
+        for run_id in list(self._members):
+            self.stop(run_id)
+        self._kill_idle()
 
     def shortage(self) -> ResourceError:
         """Why no worker came."""
@@ -98,20 +136,42 @@ class RayFleet:
             "or raise ray.schedule_timeout_s.",
         )
 
+    def _kill(self, actor: Any) -> None:
+        if self._ray.is_initialized():
+            self._ray.kill(actor, no_restart=True)
+
+    def _kill_idle(self) -> None:
+        while self._idle:
+            self._kill(self._idle.pop())
+
+    def _expect(self, run_id: str, stage: Literal["running", "collecting"], pending: Any) -> None:
+        member = self._members[run_id]
+        member.stage, member.pending, member.heard_s = stage, pending, time.monotonic()
+
     def _look(self, member: _Member, here: bool) -> Sighting:
         """What one actor does, fetching what it has sent."""
         if not here:
-            return Sighting("running" if member.at_work else "starting")
+            return self._waiting(member)
         sighting = _fetch(member.pending)
-        if not member.at_work:
+        if member.stage == "starting":
+            member.place = sighting.value if sighting.seen == "returned" else None
             return _handshake_sighting(sighting)
-        if sighting.seen != "returned":
-            return sighting
-        self._hear(member, timeout_s=_LAST_NEWS_TIMEOUT_S)
-        value, news = sighting.value
-        for progress in news:
-            self._on_progress(progress)
-        return Sighting("returned", value)
+        if member.stage == "running" and sighting.seen == "returned":
+            self._hear(member, timeout_s=_LAST_NEWS_TIMEOUT_S)
+            for progress in sighting.value:
+                self._on_progress(progress)
+            return Sighting("finished")
+        return sighting
+
+    def _waiting(self, member: _Member) -> Sighting:
+        """What an actor is taken to do that has not answered: at work, or stuck."""
+        silent_s = time.monotonic() - member.heard_s
+        limits = {"running": self._stall_timeout_s, "collecting": _COLLECT_TIMEOUT_S}
+        if silent_s <= limits.get(member.stage, silent_s):
+            return Sighting(member.stage)
+        seen: Seen = "died" if member.stage == "running" else "lost"
+        what = "reported no progress" if member.stage == "running" else "did not hand over its result"
+        return Sighting(seen, error=_gone(f"The worker on {member.place} {what} for {silent_s:.0f} s", None))
 
     def _ask_for_news(self, member: _Member) -> None:
         """Pass on the progress that has come, and ask for more."""
@@ -124,6 +184,7 @@ class RayFleet:
         if member.news is None or not self._ray.wait([member.news], timeout=timeout_s)[0]:
             return
         for progress in _fetch(member.news).value or ():
+            member.heard_s = time.monotonic()
             self._on_progress(progress)
         member.news = None
 
@@ -141,7 +202,7 @@ def _fetch(ref: Any) -> Sighting:
     except exceptions.RayTaskError as error:
         return Sighting("raised", error=_cause(error))
     except exceptions.ActorUnavailableError as error:
-        return Sighting("lost", error=_gone("A worker cannot be reached; it may have returned", error))
+        return Sighting("lost", error=_gone("A worker cannot be reached", error))
     except (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.RuntimeEnvSetupError) as error:
         return Sighting("died", error=_gone("A worker died before it returned", error))
     except exceptions.RayError as error:
@@ -171,6 +232,6 @@ def _cause(error: Any) -> Exception:
 def _gone(what: str, error: Exception | None) -> ResourceError:
     """A ResourceError with Ray's account of it on one line."""
     return ResourceError(
-        f"{what}: {' '.join(str(error).split())}",
+        f"{what}{': ' if error else '.'}{' '.join(str(error or '').split())}",
         remedy="Check the memory of the machine and Ray's logs on it; a smaller micro_batch needs less.",
     )

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from privshard.store.ledger_schema import GENESIS, Entry
 
-# Each closing kind: the kind that must come before it for the same run id, and the one that excludes it.
-_FOLLOWS = {
-    "commit": ("reserve", "void"),
-    "void": ("reserve", "commit"),
-    "complete": ("request", None),
-    "suppress": ("complete", None),
+# Each closing kind: the kind that must come before it for the same run id, and those that exclude it.
+_FOLLOWS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "release": ("reserve", ("void", "commit")),
+    "commit": ("reserve", ("void",)),
+    "void": ("reserve", ("commit", "release")),
+    "complete": ("request", ()),
+    "suppress": ("complete", ()),
 }
 
 
@@ -51,11 +52,12 @@ def _contradictions(entries: Sequence[Entry]) -> list[str]:
     seen: set[tuple[str, str | None]] = set()
     models = 0
     for entry in entries:
-        before, excluded = _FOLLOWS.get(entry.kind, (None, None))
+        before, excluded = _FOLLOWS.get(entry.kind, (None, ()))
         if before and (before, entry.run_id) not in seen:
             found.append(f"{entry.name} has no {before} before it.")
-        if excluded and (excluded, entry.run_id) in seen:
-            found.append(f"{entry.name} contradicts an earlier {excluded} of the same run.")
+        for other in excluded:
+            if (other, entry.run_id) in seen:
+                found.append(f"{entry.name} contradicts an earlier {other} of the same run.")
         if (entry.kind == GENESIS) != (entry is entries[0]):
             found.append(f"{entry.name}: the first entry, and no other, names the workspace.")
         if entry.run_id is not None and (entry.kind, entry.run_id) in seen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -112,33 +112,83 @@ class Ledger:
         plan: MechanismPlan,
         admit: Admit,
         admit_workspace: AdmitWorkspace | None = None,
+        marked: bool = False,
     ) -> views.Reservation:
-        """Reserve the spend of one training before its first noisy step.
+        """Reserve the spend of one training before its first noisy step; see `reserve_all`."""
+        (held,) = self.reserve_all(
+            [views.NewRun(run_id, shard, attempt)],
+            plan=plan,
+            admit=admit,
+            admit_workspace=admit_workspace,
+            marked=marked,
+        )
+        return held
+
+    def reserve_all(
+        self,
+        runs: Sequence[views.NewRun],
+        *,
+        plan: MechanismPlan,
+        admit: Admit,
+        admit_workspace: AdmitWorkspace | None = None,
+        marked: bool = False,
+    ) -> list[views.Reservation]:
+        """Reserve the spends of trainings, all or none of them, before the first noisy step.
 
         In one transaction: `admit` gets the plans that count as spent on the shard with `plan` at the end, and
         `admit_workspace` those of all shards, by shard; either raises BudgetError to refuse, and nothing is written
-        then. The same run with an equal plan returns what is recorded, without a second entry or a second `admit`:
-        look at its state, since a run that was started and did not report may have released something. InputError for
-        another plan, a voided run, or an attempt used before; VerificationError where the chain is not sound, because
-        what was spent is then unknown.
+        then. marked: whoever runs these promises to call `release` before a result is let out of its worker.
+        A run that is there with an equal plan is returned as recorded, without a second entry or a second `admit`:
+        look at its state and at `released`, since a run that was started and did not report may have released
+        something. InputError for another plan, a voided run, or an attempt used before; VerificationError where the
+        chain is not sound, because what was spent is then unknown.
         """
         with self.transaction():
             self.require_sound()
-            held = {item.run_id: item for item in self._reservations(run_id=run_id)}.get(run_id)
-            if held is not None:
-                return _same_run(held, shard=shard, attempt=attempt, plan=plan)
-            mine = self._reservations(shard=shard)
-            if attempt in {item.attempt for item in mine}:
-                raise InputError(
-                    f"Run {run_id}: expected an unused attempt of shard {shard}, got {attempt}.",
-                    remedy=f"Take {self.next_attempt(shard)}.",
+            recorded = self._reservations()
+            known = {item.run_id: item for item in recorded}
+            held: dict[int, list[views.Reservation]] = {}
+            for item in recorded:
+                held.setdefault(item.shard, []).append(item)
+            spent = {shard: plans for shard, mine in held.items() if (plans := _spent(mine))}
+            new = [run for run in runs if run.run_id not in known]
+            admitted: set[tuple[MechanismPlan, ...]] = set()
+            for run in new:
+                used = {item.attempt for item in held.get(run.shard, ())}
+                if run.attempt in used:
+                    raise InputError(
+                        f"Run {run.run_id}: expected an unused attempt of shard {run.shard}, got {run.attempt}.",
+                        remedy=f"Take {max(used) + 1}.",
+                    )
+                spent[run.shard] = [*spent.get(run.shard, []), plan]
+                if (after := tuple(spent[run.shard])) not in admitted:
+                    admit(list(after))
+                    admitted.add(after)
+            if admit_workspace is not None and new:
+                admit_workspace(spent)
+            content = {"plan": asdict(plan), **({"marked": True} if marked else {})}
+            for run in new:
+                self._journal.append(
+                    "reserve", run_id=run.run_id, shard=run.shard, data={"attempt": run.attempt, **content}
                 )
-            admit([*_spent(mine), plan])
-            if admit_workspace is not None:
-                spent = self.spent_by_shard()
-                admit_workspace({**spent, shard: [*spent.get(shard, []), plan]})
-            self._journal.append("reserve", run_id=run_id, shard=shard, data={"attempt": attempt, "plan": asdict(plan)})
-            return self._reservations(run_id=run_id)[0]
+            if new:
+                known |= {item.run_id: item for item in self._reservations()}
+            for run in runs:
+                _same_run(known[run.run_id], shard=run.shard, attempt=run.attempt, plan=plan)
+            return [known[run.run_id] for run in runs]
+
+    def release(self, run_id: str) -> None:
+        """Record, before a result is let out of its worker, that it may be from now on: the run can't be voided or run
+        again any more. InputError where that is recorded already, so that one reservation lets out one result."""
+        with self.transaction():
+            held = next(iter(self._reservations(run_id=run_id)), None)
+            if held is None or held.state != "reserved" or held.released:
+                state = "never reserved" if held is None else held.state if held.state != "reserved" else "released"
+                raise InputError(
+                    f"Expected a reserved run of which nothing was let out, got {run_id}, which is {state}.",
+                    remedy="Another controller has finished this run; leave the result where it is.",
+                )
+            self._journal.append("release", run_id=run_id, shard=held.shard, data={})
 
     def commit(self, run_id: str, *, component: str) -> None:
         """Record that a reserved run made `component`. Again with the same component: nothing happens."""
@@ -263,7 +313,9 @@ class Ledger:
         return views.facts(self._journal.entries("fact"))
 
     def _reservations(self, *, shard: int | None = None, run_id: str | None = None) -> list[views.Reservation]:
-        return views.reservations(self._journal.entries("reserve", "commit", "void", shard=shard, run_id=run_id))
+        return views.reservations(
+            self._journal.entries("reserve", "release", "commit", "void", shard=shard, run_id=run_id)
+        )
 
     def _close(self, kind: str, run_id: str, data: Mapping[str, Any]) -> None:
         """Commit or void a run that is reserved; the same closing again does nothing."""
@@ -271,6 +323,11 @@ class Ledger:
             held = next(iter(self._reservations(run_id=run_id)), None)
             if held is None:
                 raise InputError(f"Expected a reserved run to {kind}, got {run_id}, which was never reserved.")
+            if held.state == "reserved" and kind == "void" and self._journal.entries("release", run_id=run_id):
+                raise InputError(
+                    f"Run {run_id}: expected one of which nothing was let out, got one that is marked as released.",
+                    remedy="It stays spent; start a new attempt.",
+                )
             if held.state == "reserved":
                 self._journal.append(kind, run_id=run_id, shard=held.shard, data=data)
             elif (held.state, held.component) != ("committed" if kind == "commit" else "voided", data.get("component")):

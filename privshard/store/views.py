@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from privshard.core.errors import InputError
@@ -16,8 +16,21 @@ State = Literal["reserved", "committed", "voided"]
 
 
 @dataclass(frozen=True)
+class NewRun:
+    """One attempt at training a shard, to be reserved."""
+
+    run_id: str
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Reservation:
-    """One attempt at training a shard, and whether it counts: all but voided ones do."""
+    """One attempt at training a shard, and whether it counts: all but voided ones do.
+
+    released: whether its result may have left its worker. False only where the run was reserved as one that is marked
+    before that (`Ledger.release`), and no mark is there.
+    """
 
     run_id: str
     shard: int
@@ -26,6 +39,7 @@ class Reservation:
     state: State
     component: str | None
     created: str
+    released: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class RecordedRequest:
 
 
 def reservations(entries: Iterable[Entry]) -> list[Reservation]:
-    """Every reservation in order, from reserve, commit and void entries."""
+    """Every reservation in order, from reserve, release, commit and void entries."""
     found: dict[str | None, Reservation] = {}
     for entry in entries:
         if entry.kind == "reserve":
@@ -116,17 +130,12 @@ def _reservation(entry: Entry) -> Reservation:
         state="reserved",
         component=None,
         created=entry.created,
+        released=not entry.data.get("marked", False),
     )
 
 
 def _closed(opened: Reservation, entry: Entry) -> Reservation:
+    if entry.kind == "release":
+        return replace(opened, released=True)
     state: State = "committed" if entry.kind == "commit" else "voided"
-    return Reservation(
-        run_id=opened.run_id,
-        shard=opened.shard,
-        attempt=opened.attempt,
-        plan=opened.plan,
-        state=state,
-        component=entry.data.get("component"),
-        created=opened.created,
-    )
+    return replace(opened, state=state, component=entry.data.get("component"))

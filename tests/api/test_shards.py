@@ -6,7 +6,7 @@ import pytest
 
 from privshard.api import shards
 from privshard.api.setup import Setup, flags_of, stored_recipe
-from privshard.core.errors import BudgetError, ResourceError
+from privshard.core.errors import BudgetError, InputError, ResourceError
 from privshard.core.jobs import ShardFailure
 from privshard.store.workspace import Workspace
 
@@ -24,7 +24,7 @@ class Trainer:
     def __init__(self, *outcomes):
         self.outcomes, self.jobs, self.stopped = outcomes, [], False
 
-    def train(self, jobs, on_progress):
+    def train(self, jobs, on_progress, *, before_release=lambda _: None):
         self.jobs = list(jobs)
         for job, outcome in zip(jobs, self.outcomes, strict=False):
             if isinstance(outcome, BaseException):
@@ -69,7 +69,51 @@ def test_a_limit_refuses_before_any_worker_starts(trained):
     with pytest.raises(BudgetError, match="2 training"):
         retrain(trained, trainer, which=[1, 0])
     assert trainer.jobs == []
-    assert states(trained[0]) == {(0, 1): "reserved", (1, 1): "voided"}
+    assert states(trained[0]) == {(0, 1): "reserved"}
+
+
+class Died(BaseException):
+    """The controller ends here, without a chance to void anything."""
+
+
+def die_after(trained, monkeypatch, *, released):
+    """A controller that dies while shard 1 is trained: what it would do afterwards is not done."""
+
+    class Dying(Trainer):
+        def train(self, jobs, on_progress, *, before_release=lambda _: None):
+            if released:
+                before_release(jobs[0].run_id)
+            yield from ()
+            raise Died
+
+    with monkeypatch.context() as dead, pytest.raises(Died):
+        dead.setattr(type(trained[0].ledger), "void", lambda *_, **__: None)
+        retrain(trained, Dying(), which=[1])
+
+
+def test_what_a_dead_controller_provably_kept_in_is_taken_up_under_the_same_reservation(trained, monkeypatch, workers):
+    from privshard.api.worker import run_job
+
+    ws = trained[0]
+    die_after(trained, monkeypatch, released=False)
+    assert states(ws) == {(1, 1): "reserved"}
+    trainer = Trainer(lambda job: run_job(job, None, lambda _: None))
+    retrain(trained, trainer, which=[1])
+    assert [job.attempt for job in trainer.jobs] == [1]
+    assert states(ws) == {(1, 1): "committed"}
+
+
+def test_what_it_may_have_let_out_stays_spent_and_a_new_attempt_is_charged(trained, monkeypatch):
+    ws = trained[0]
+    die_after(trained, monkeypatch, released=True)
+    assert states(ws) == {(1, 1): "reserved"}
+    with pytest.raises(BudgetError):  # one retraining was planned, and it is spent
+        retrain(trained, Trainer(failed(False)), which=[1])
+    assert states(ws) == {(1, 1): "reserved"}
+    with pytest.raises(InputError, match="released"):
+        ws.ledger.void("shard-001-attempt-001", reason="it is not so")
+    with pytest.raises(InputError, match="released"):  # a controller that was taken for dead lets nothing out
+        ws.ledger.release("shard-001-attempt-001")
 
 
 def test_an_error_of_the_trainer_stops_all_and_gives_back(trained):

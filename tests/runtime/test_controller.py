@@ -21,6 +21,8 @@ class ScriptedFleet:
         self.started: dict[str, int] = defaultdict(int)
         self.told: list[str] = []
         self.most_alive = 0
+        self.asked: list[str] = []
+        self.closed = False
         self.now = 0.0
 
     def start(self, run_id: str) -> None:
@@ -31,6 +33,18 @@ class ScriptedFleet:
 
     def run(self, run_id: str) -> None:
         self.told.append(run_id)
+
+    def collect(self, run_id: str) -> None:
+        self.asked.append(run_id)
+
+    def place(self, run_id: str) -> None:
+        return None
+
+    def free(self, run_id: str, *, keep: bool) -> None:
+        self.stop(run_id)
+
+    def close(self) -> None:
+        self.closed = True
 
     def poll(self, timeout_s: float) -> dict[str, Sighting]:
         self.now += 1.0
@@ -44,11 +58,11 @@ class ScriptedFleet:
 
 
 def returns(value: object, *, after: int = 0) -> list[Sighting]:
-    return [READY, *[Sighting("running")] * after, Sighting("returned", value)]
+    return [READY, *[Sighting("running")] * after, Sighting("finished"), Sighting("returned", value)]
 
 
 def outcomes(fleet: ScriptedFleet, **limits) -> dict[str, Outcome]:
-    limits = {"concurrent": 2, **limits}
+    limits = {"concurrent": 2, "max_retries": 1, **limits}
     run = supervise(list(fleet.scripts), fleet, limits=Limits(**limits), clock=lambda: fleet.now)
     seen = list(run)
     assert len(seen) == len(fleet.scripts)
@@ -86,9 +100,43 @@ def test_a_raised_error_ends_only_its_own_job() -> None:
 
 
 def test_a_lost_result_counts_as_released() -> None:
-    fleet = ScriptedFleet(a=[[READY, Sighting("lost", error=RuntimeError())]])
+    fleet = ScriptedFleet(a=[[READY, Sighting("finished"), Sighting("lost", error=RuntimeError())]])
     assert outcomes(fleet)["a"].released
 
+
+def test_a_result_is_asked_for_only_after_that_was_marked() -> None:
+    fleet = ScriptedFleet(a=[returns(1)], b=[returns(2)])
+    marked: list[str] = []
+
+    def mark(run_id: str) -> None:
+        assert run_id not in fleet.asked
+        marked.append(run_id)
+
+    list(supervise(["a", "b"], fleet, limits=Limits(2), before_release=mark, clock=lambda: fleet.now))
+    assert sorted(marked) == sorted(fleet.asked) == ["a", "b"]
+
+
+def test_where_the_mark_fails_nobody_asks() -> None:
+    fleet = ScriptedFleet(a=[returns(1)])
+
+    def fail(run_id: str) -> None:
+        raise LookupError("no database")
+
+    with pytest.raises(LookupError, match="no database"):
+        list(supervise(["a"], fleet, limits=Limits(2), before_release=fail, clock=lambda: fleet.now))
+    assert fleet.asked == []
+    assert not fleet.alive
+    assert fleet.closed
+
+
+def test_every_step_of_a_job_is_told() -> None:
+    fleet = ScriptedFleet(a=[[READY, DIED], returns(1)], b=[[READY, Sighting("raised", error=ValueError("secret"))]])
+    told = []
+    list(supervise(["a", "b"], fleet, limits=Limits(2), on_event=told.append, clock=lambda: fleet.now))
+    life = ["queued", "starting", "running", "retried", "starting", "running", "finished", "collecting", "done"]
+    assert [event.what for event in told if event.run_id == "a"] == life
+    assert [event.error for event in told if event.what in ("retried", "failed")] == ["RuntimeError", "ValueError"]
+    assert "secret" not in str(told)
 
 def test_workers_that_never_come_fail_in_time_not_never() -> None:
     waiting = [[Sighting("starting")]]

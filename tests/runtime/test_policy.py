@@ -40,8 +40,36 @@ def test_what_the_function_raises_is_not_retried() -> None:
     assert one("running", "raised") == [Decision("fail", "a", released=False)]
 
 
-def test_a_lost_result_counts_as_released_and_is_not_retried() -> None:
-    assert one("running", "lost") == [Decision("fail", "a", released=True)]
+def test_a_finished_worker_is_asked_for_its_result_once() -> None:
+    assert one("running", "finished") == [Decision("collect", "a")]
+    assert one("collecting", "collecting") == []
+    assert one("collecting", "returned") == [Decision("finish", "a")]
+
+
+@pytest.mark.parametrize("seen", ["died", "lost", "raised"])
+def test_after_it_was_asked_for_a_result_counts_as_released_and_is_not_retried(seen) -> None:
+    assert one("collecting", seen) == [Decision("fail", "a", released=True)]
+
+
+def test_a_worker_out_of_reach_before_it_was_asked_is_retried() -> None:
+    assert one("running", "lost") == [Decision("retry", "a")]
+    assert one("running", "lost", workers=2) == [Decision("fail", "a", released=False)]
+
+
+def test_nothing_starts_while_removals_wait_and_the_slots_fill_afterwards() -> None:
+    states = [JobState("a", "running", 1), JobState("b")]
+    assert decide(states, {"a": "running"}, LIMITS, quiet_s=0, held=True) == []
+    assert decide(states, {"a": "returned"}, LIMITS, quiet_s=0, held=True) == [Decision("finish", "a")]
+    assert decide(states, {"a": "running"}, LIMITS, quiet_s=0) == [Decision("start", "b")]
+    assert decide([JobState("b")], {}, LIMITS, quiet_s=1e6, held=True) == []
+
+
+def test_a_removal_is_patient_while_a_training_will_make_room() -> None:
+    limits = Limits(concurrent=1, schedule_timeout_s=30, queue_timeout_s=100)
+    states, seen = [JobState("a", "starting", 1)], {"a": "starting"}
+    assert decide(states, seen, limits, quiet_s=99, room_to_come=True) == []
+    assert decide(states, seen, limits, quiet_s=101, room_to_come=True) == [Decision("fail", "a", unscheduled=True)]
+    assert decide(states, seen, limits, quiet_s=99) == [Decision("fail", "a", unscheduled=True)]
 
 
 def test_when_no_worker_comes_all_waiting_jobs_fail_at_once() -> None:

@@ -52,7 +52,7 @@ def test_threads_and_gpus_are_set_before_the_work() -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_train_returns_the_news_that_nobody_took(make_job) -> None:
+def test_train_keeps_its_result_and_returns_the_news_that_nobody_took(make_job) -> None:
     worker = ShardWorker()
 
     def run(job, base_state, on_progress) -> ShardResult:
@@ -61,6 +61,27 @@ def test_train_returns_the_news_that_nobody_took(make_job) -> None:
         on_progress(Progress(job.run_id, job.shard, "steps", 2, 2))
         return ShardResult(job.run_id, job.shard, 0, {"w": base_state["w"] + 1}, "tangent", (), 0, {})
 
-    result, news = worker.train(run, make_job(), {"w": np.zeros(1)})
-    assert result.tensors["w"] == 1
+    news = worker.train(run, make_job(), {"w": np.zeros(1)})
     assert [progress.done for progress in news] == [2]
+    assert worker.take().tensors["w"] == 1
+    assert worker.take() is None
+
+
+def test_a_new_handshake_forgets_the_last_result(make_job) -> None:
+    worker = ShardWorker()
+    worker.call(str, None, 7)
+    worker.prepare(handshake())
+    assert worker.take() is None
+
+
+@pytest.mark.parametrize(("gpus", "capped"), [(0.25, [0.25]), (1.0, []), (2.0, [])])
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(gpus, capped, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    place = ShardWorker().prepare(handshake(gpus=gpus))
+    assert shares == capped
+    assert (place.gpus, place.gpu_share, place.pid) == (("3",), sum(capped), os.getpid())
