@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from privshard.api.reading import verify as verify
     from privshard.api.recipe import Recipe as Recipe
     from privshard.api.removal import forget as forget
+    from privshard.api.running import cancel as cancel
+    from privshard.api.running import status as status
+    from privshard.api.running import timeline as timeline
+    from privshard.api.running import train_detached as train_detached
     from privshard.api.sweeping import sweep as sweep
     from privshard.api.training import plan_training as plan_training
     from privshard.api.training import train as train
@@ -35,6 +39,7 @@ _HOMES = {
     "Workspace": "privshard.store.workspace",
     "audit": "privshard.api.auditing",
     "forget": "privshard.api.removal",
+    **dict.fromkeys(("cancel", "status", "timeline", "train_detached"), "privshard.api.running"),
     "sweep": "privshard.api.sweeping",
     "plan_training": "privshard.api.training",
     "train": "privshard.api.training",

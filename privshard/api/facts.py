@@ -125,8 +125,10 @@ def write_model(workspace: Workspace, version: int, composition: Composition) ->
     )
 
 
-def executor(recipe: Recipe, base_state: Mapping[str, np.ndarray]) -> LocalExecutor | RayExecutor:
-    """Where the recipe's shards run."""
+def executor(
+    recipe: Recipe, base_state: Mapping[str, np.ndarray], *, urgent: bool = False
+) -> LocalExecutor | RayExecutor:
+    """Where the recipe's shards run. urgent: before what other trainings have queued on the same cluster."""
     from privshard.api.worker import run_job
     from privshard.runtime import make_executor
 
@@ -137,6 +139,9 @@ def executor(recipe: Recipe, base_state: Mapping[str, np.ndarray]) -> LocalExecu
         gpus_per_shard=recipe.ray.gpus_per_shard,
         cpus_per_shard=recipe.ray.cpus_per_shard,
         schedule_timeout_s=recipe.ray.schedule_timeout_s,
+        queue_timeout_s=recipe.ray.queue_timeout_s,
+        stall_timeout_s=recipe.ray.stall_timeout_s,
+        urgent=urgent,
     )
 
 

@@ -241,7 +241,11 @@ class ExecutionSection(Section):
 
 
 class RaySection(Section):
-    """Where shards run. local: a Ray started here; auto, an address: that cluster; none: this process, no Ray."""
+    """Where shards run. local: a Ray started here; auto, an address: that cluster; none: this process, no Ray.
+
+    schedule_timeout_s: for the cluster to answer, and for a worker to come; queue_timeout_s: for a removal's worker
+    while a training of privshard holds the cluster; stall_timeout_s: a worker silent for so long is taken for dead.
+    """
 
     address: str = Field(
         default="local",
@@ -253,6 +257,8 @@ class RaySection(Section):
     )
     cpus_per_shard: float = Field(default=1.0, ge=0, description="a number, 0 or more")
     schedule_timeout_s: float = Field(default=30.0, gt=0, description="seconds above 0")
+    queue_timeout_s: float = Field(default=3600.0, gt=0, description="seconds above 0")
+    stall_timeout_s: float = Field(default=1800.0, gt=0, description="seconds above 0")
 
     @field_validator("gpus_per_shard")
     @classmethod

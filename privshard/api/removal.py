@@ -12,6 +12,7 @@ from privshard.api import facts
 from privshard.api.reading import current_model
 from privshard.api.setup import Setup, flags_of, partition_of, stored_recipe
 from privshard.api.shards import adopt, committed, train_shards
+from privshard.api.watching import watched
 from privshard.core.errors import BudgetError, InputError
 from privshard.core.jobs import OnProgress
 from privshard.core.model import Composition
@@ -109,7 +110,12 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
     def retrain(shard: int) -> tuple[str, np.ndarray | None]:
         from privshard.models.base import load_base
 
-        with facts.executor(recipe, load_base(setup.base).state) as executor:
+        base_state = load_base(setup.base).state
+        with (
+            facts.executor(recipe, base_state, urgent=True) as executor,
+            watched(ws, setup, kind="forget", on_progress=tell) as watch,
+        ):
+            executor.watched_by(on_event=watch.on_event, on_tick=watch.on_tick)
             train_shards(
                 ws,
                 setup,
@@ -117,7 +123,7 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
                 flags=flags_of(recipe),
                 trainer=executor,
                 stop=executor.close,
-                on_progress=tell,
+                on_progress=watch.on_progress,
             )
         component = committed(ws)[shard]
         return component, logits_of(component)

@@ -53,8 +53,8 @@ def train_shards(
     trainer: ShardTrainer,
     stop: Callable[[], None],
     on_progress: OnProgress,
-) -> dict[int, ShardResult]:
-    """A committed component for each of `shards`, by a new attempt; the results, by shard.
+) -> dict[int, str]:
+    """A committed component for each of `shards`, by a new attempt; shard -> component.
 
     Every attempt is reserved in the ledger before any worker starts; the limit refuses (BudgetError) before that. The
     ledger marks a run before its result leaves its worker, so an attempt that a dead controller left without that mark
@@ -71,7 +71,7 @@ def train_shards(
     seed = workspace.ledger.get("insecure_seed")
     jobs = [_job(workspace, setup, run=run, flags=flags, seed=seed) for run in runs]
     unreleased = {job.run_id for job in jobs}
-    results: dict[int, ShardResult] = {}
+    results: dict[int, str] = {}
     failures: list[ShardFailure] = []
 
     def mark(run_id: str) -> None:
@@ -90,8 +90,7 @@ def train_shards(
                 continue
             # the result is in this process by now: an interrupt can't undo that, so it counts as spent
             unreleased.discard(outcome.run_id)
-            results[outcome.shard] = outcome
-            keep(workspace, setup, outcome)
+            results[outcome.shard] = keep(workspace, setup, outcome)
             on_progress(Progress("shards", None, "shards", len(results), len(jobs)))
     except BaseException:
         stop()

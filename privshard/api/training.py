@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from privshard.api.preparation import Prepared, count_noise, is_set_up, new_or_h
 from privshard.api.recipe import Recipe
 from privshard.api.setup import Setup, flags_of, partition_of
 from privshard.api.shards import adopt, committed, train_shards
+from privshard.api.watching import watched
 from privshard.core.jobs import OnProgress, Progress
 from privshard.core.model import Composition
 from privshard.core.partition import Partition
@@ -24,16 +25,27 @@ if TYPE_CHECKING:
 
     from privshard.runtime.local import LocalExecutor
     from privshard.runtime.ray_executor import RayExecutor
+    from privshard.runtime.record import RunRecord
+    from privshard.runtime.watch import Watch
 
 
-def train(recipe: Recipe, *, workspace: str, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    *,
+    workspace: str,
+    on_progress: OnProgress | None = None,
+    record: RunRecord | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    controller: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Train one component a shard, compose them with equal weights, evaluate, and commit a model version.
 
     The same recipe on the same workspace resumes, or returns what is there; another recipe is refused. Everything that
     can be refused is refused before a private row is read. Returns the contract's `train` object.
+    record, cancelled, controller: of a detached controller, see `api.running`.
     """
     started = time.perf_counter()
-    tell = on_progress or (lambda _: None)
+    tell = _told(record, on_progress)
     prepared = None if is_set_up(recipe, workspace) else prepare(recipe)
     with ExitStack() as stack:
         runner = None
@@ -51,7 +63,16 @@ def train(recipe: Recipe, *, workspace: str, on_progress: OnProgress | None = No
                 from privshard.models.base import load_base
 
                 runner = stack.enter_context(_runner(recipe, load_base(setup.base).state))
-            timing |= _learn(ws, recipe, setup, runner=runner, tell=tell)
+            with watched(
+                ws,
+                setup,
+                kind="train",
+                on_progress=on_progress or (lambda _: None),
+                record=record,
+                cancelled=cancelled,
+                controller=controller,
+            ) as watch:
+                timing |= _learn(ws, recipe, setup, runner=runner, watch=watch)
         return {**facts.training_report(ws, setup), "timing_s": {**timing, "total": time.perf_counter() - started}}
 
 
@@ -132,9 +153,24 @@ def _count(ws: Workspace, recipe: Recipe) -> float:
     return ws.ledger.record_count(value, noise_multiplier=noise, nominal=value).nominal
 
 
-def _learn(ws: Workspace, recipe: Recipe, setup: Setup, *, runner: _Runner, tell: OnProgress) -> dict[str, float]:
+def _told(record: RunRecord | None, on_progress: OnProgress | None) -> OnProgress:
+    """Who hears of what comes before the shards."""
+
+    def tell(progress: Progress) -> None:
+        if record is not None:
+            record.on_progress(progress)
+        if on_progress is not None:
+            on_progress(progress)
+
+    return tell
+
+
+def _learn(ws: Workspace, recipe: Recipe, setup: Setup, *, runner: _Runner, watch: Watch) -> dict[str, float]:
     """Train what is missing, evaluate and commit the first model version; how long each part took."""
     adopt(ws)
+    watch.on_tick()
+    runner.executor.watched_by(on_event=watch.on_event, on_tick=watch.on_tick)
+    tell = watch.on_progress
     timing: dict[str, float] = {}
     missing = [shard for shard in range(setup.num_shards) if shard not in committed(ws)]
     started = time.perf_counter()

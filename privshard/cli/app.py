@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privshard.cli import decompose, gift, render, render_audit
+from privshard.cli import cluster, decompose, gift, render, render_audit, render_runs
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
 from privshard.cli.sweep import sweep
@@ -121,11 +121,28 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set privacy.epsilon=3.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and its price.")] = (False),
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="Where shards run: local, none, auto, HOST:PORT, ray://HOST:PORT (ray.address)."
+        ),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the training to a controller on the cluster, and come back.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
     """Train one component a shard and compose them; the same recipe again resumes or returns what is there."""
     frame = Frame("train", as_json=as_json, debug=debug, resumes=True)
+    overrides = [*(overrides or ()), *([f"ray.address={address}"] if address else [])]
+    if detach and not dry_run:
+        return frame.execute(
+            lambda on_progress: _api().train_detached(
+                _recipe(recipe, overrides), workspace=workspace, on_progress=on_progress
+            ),
+            show=render_runs.detached,
+        )
     if dry_run:
         return frame.execute(
             lambda _: _api().plan_training(_recipe(recipe, overrides), workspace=workspace), show=render.plan
@@ -282,3 +299,4 @@ def import_folder(
 
 app.command(name="sweep")(sweep)
 decompose.add_to(app)
+cluster.mount(app)

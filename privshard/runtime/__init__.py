@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from privshard.runtime.events import OnEvent, unwatched
 from privshard.runtime.shard_function import ShardFunction
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ def make_executor(
     queue_timeout_s: float = 3600.0,
     stall_timeout_s: float = 1800.0,
     urgent: bool = False,
-    on_event: OnEvent = unwatched,
 ) -> LocalExecutor | RayExecutor:
     """The executor for an address: "none" this process, "local" a Ray of its own, otherwise a running Ray cluster.
 
@@ -36,7 +34,7 @@ def make_executor(
     if address == "none":
         from privshard.runtime.local import LocalExecutor
 
-        return LocalExecutor(run, base_state=base_state, on_event=on_event)
+        return LocalExecutor(run, base_state=base_state)
     from privshard.runtime.ray_executor import RayExecutor
 
     return RayExecutor(
@@ -49,5 +47,4 @@ def make_executor(
         queue_timeout_s=queue_timeout_s,
         stall_timeout_s=stall_timeout_s,
         urgent=urgent,
-        on_event=on_event,
     )

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from privshard.core.errors import ResourceError
 from privshard.runtime.resources import ClusterView, NodeView
+
+T = TypeVar("T")
+_START_S = 120.0  # for Ray itself, beyond the answer of its port
 
 # Read by Ray when it is imported or started. The last one keeps its messages about dead workers off stdout, which
 # belongs to --json; the same facts are in our errors.
@@ -38,13 +44,37 @@ def connect(address: str, *, timeout_s: float) -> bool:
     try:
         if address != "local":
             _knock(address, timeout_s)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new)
+        within(
+            timeout_s + _START_S,
+            f"Ray at {address!r} to let us in",
+            lambda: ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new),
+        )
     except (OSError, RuntimeError, ValueError, SystemExit) as error:  # Ray exits when a port answers with no Ray behind
         raise ResourceError(
             f"No Ray cluster could be used at {address!r}: {str(error) or type(error).__name__}.",
             remedy=_remedy(error),
         ) from error
     return True
+
+
+def within(timeout_s: float, what: str, function: Callable[[], T]) -> T:
+    """`function()`, or ConnectionError, naming what was waited for, after `timeout_s`. It may go on in its thread."""
+    box: queue.Queue[tuple[bool, Any]] = queue.Queue()
+
+    def run() -> None:
+        try:
+            box.put((True, function()))
+        except BaseException as error:
+            box.put((False, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        fine, value = box.get(timeout=timeout_s)
+    except queue.Empty:
+        raise ConnectionError(f"waited {timeout_s:g} s for {what}") from None
+    if fine:
+        return value
+    raise value
 
 
 def disconnect() -> None:
@@ -60,6 +90,16 @@ def cluster_view() -> ClusterView:
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return ClusterView(tuple(NodeView(gpus=has.get("GPU", 0.0), cpus=has.get("CPU", 0.0)) for has in resources))
+
+
+def here_or_anywhere(*, here: bool) -> Any:
+    """A scheduling strategy: on the machine that this client is attached to, or wherever Ray likes."""
+    if not here:
+        return "DEFAULT"
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def free_resources() -> str:

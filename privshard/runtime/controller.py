@@ -119,12 +119,14 @@ def supervise(
     limits: Limits,
     before_release: BeforeRelease = lambda _: None,
     on_event: OnEvent = unwatched,
+    on_tick: Callable[[], None] = lambda: None,
     lane: Lane | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Outcome, None, None]:
     """Run all jobs and yield each outcome once, as it comes.
 
-    before_release is called before a worker is asked for its result; if it raises, nobody asks. A worker is free
+    before_release is called before a worker is asked for its result; if it raises, nobody asks. on_tick is called
+    several times a second, and may end the run by raising. A worker is free
     before its outcome is yielded, and free slots are filled before the consumer gets its turn. Abandoning the iterator,
     or an error in the consumer, releases every worker.
     """
@@ -160,6 +162,7 @@ def supervise(
             if decisions:
                 changed_s = clock()
             sightings = fleet.poll(TICK_S)
+            on_tick()
     finally:
         for state in states.values():
             if state.active:

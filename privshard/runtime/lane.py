@@ -51,8 +51,10 @@ class RayLane:
 
     def __init__(self, *, urgent: bool) -> None:
         import ray
+        from ray import exceptions
 
         self._ray = ray
+        self._exceptions = exceptions
         self._urgent = urgent
         self._key = f"{os.getpid()}-{os.urandom(6).hex()}"
         self._book: Any = None
@@ -76,19 +78,19 @@ class RayLane:
                 return
             try:
                 self._others = self._ray.get(self._answer, timeout=1)
-            except self._ray.exceptions.RayError:
+            except self._exceptions.RayError:
                 self._book, self._others = None, (False, False)
             self._answer = None
         if now - self._told_s < _TELL_EVERY_S:
             return
         self._told_s = now
-        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
+        with contextlib.suppress(self._exceptions.RayError, ValueError):
             self._answer = self._actor().tell.remote(self._key, urgent=self._urgent, waiting=waiting)
 
     def leave(self) -> None:
         """Take our name off the lane."""
         if self._book is not None and self._ray.is_initialized():
-            with contextlib.suppress(self._ray.exceptions.RayError):
+            with contextlib.suppress(self._exceptions.RayError):
                 self._book.leave.remote(self._key)
 
     def _actor(self) -> Any:
@@ -97,7 +99,12 @@ class RayLane:
             self._book = (
                 self._ray.remote(LaneBook)
                 .options(
-                    name=_NAME, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0, max_restarts=-1
+                    name=_NAME,
+                    namespace=NAMESPACE,
+                    get_if_exists=True,
+                    lifetime="detached",
+                    num_cpus=0,
+                    max_restarts=-1,
                 )
                 .remote()
             )

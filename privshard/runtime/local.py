@@ -22,11 +22,15 @@ class LocalExecutor:
     """
 
     def __init__(
-        self, run: ShardFunction, *, base_state: BaseState | None = None, on_event: OnEvent = unwatched
+        self,
+        run: ShardFunction,
+        *,
+        base_state: BaseState | None = None,
     ) -> None:
         self._run = run
         self._base_state = base_state
-        self._on_event = on_event
+        self._on_event: OnEvent = unwatched
+        self._on_tick: Callable[[], None] = lambda: None
 
     def train(
         self, jobs: Sequence[ShardJob], on_progress: OnProgress, *, before_release: BeforeRelease = lambda _: None
@@ -41,6 +45,7 @@ class LocalExecutor:
         for job in jobs:
             self._on_event(RunEvent("queued", job.run_id))
         for job in jobs:
+            self._on_tick()
             self._on_event(RunEvent("running", job.run_id, here))
             try:
                 outcome = run_shard(self._run, job, self._base_state, tell)
@@ -52,6 +57,11 @@ class LocalExecutor:
             before_release(job.run_id)
             self._on_event(RunEvent("done", job.run_id, here))
             yield outcome
+
+    def watched_by(self, *, on_event: OnEvent, on_tick: Callable[[], None]) -> None:
+        """From now on `on_event` hears of every step of every job; `on_tick` is called before each of them, and may end
+        them by raising."""
+        self._on_event, self._on_tick = on_event, on_tick
 
     def check(self, num_jobs: int) -> None:
         """Nothing can be missing: jobs run one after another, here."""

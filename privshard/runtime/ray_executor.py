@@ -32,8 +32,7 @@ class RayExecutor:
     gpus_per_shard, cpus_per_shard: as in `placement`. schedule_timeout_s: how long to wait for the cluster to answer,
     and for a worker when nothing of ours runs; queue_timeout_s: the same while another training of privshard holds the
     cluster. stall_timeout_s: a worker that reports no progress for so long is taken for dead. max_retries: fresh
-    workers for a job whose worker died. urgent: these jobs go before what other trainings have queued. on_event hears
-    of every step of every job.
+    workers for a job whose worker died. urgent: these jobs go before what other trainings have queued.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class RayExecutor:
         stall_timeout_s: float = 1800.0,
         max_retries: int = 3,
         urgent: bool = False,
-        on_event: OnEvent = unwatched,
     ) -> None:
         self._run = run
         self._base_state = base_state
@@ -61,7 +59,8 @@ class RayExecutor:
         self._stall_timeout_s = stall_timeout_s
         self._max_retries = max_retries
         self._urgent = urgent
-        self._on_event = on_event
+        self._on_event: OnEvent = unwatched
+        self._on_tick: Callable[[], None] = lambda: None
         self._lane: Lane | None = None
         self._base_ref: Any = None
         self._connected_here = False
@@ -92,6 +91,11 @@ class RayExecutor:
         }
         by_run = {job.run_id: job for job in jobs}
         return self._outcomes(by_run, self._supervise(tasks, place, on_progress, before_release))
+
+    def watched_by(self, *, on_event: OnEvent, on_tick: Callable[[], None]) -> None:
+        """From now on `on_event` hears of every step of every job, and `on_tick` is called several times a second while
+        jobs run; it may end them by raising."""
+        self._on_event, self._on_tick = on_event, on_tick
 
     def check(self, num_jobs: int) -> None:
         """Raise ResourceError, as `train` would, if the cluster can't be reached or can never hold one shard."""
@@ -154,9 +158,7 @@ class RayExecutor:
         self, tasks: Mapping[str, Task], place: Placement, on_progress: OnProgress, before_release: BeforeRelease
     ) -> Iterator[Outcome]:
         """The outcomes of tasks under this executor's limits."""
-        fleet = RayFleet(
-            tasks, placement=place, on_progress=safely(on_progress), stall_timeout_s=self._stall_timeout_s
-        )
+        fleet = RayFleet(tasks, placement=place, on_progress=safely(on_progress), stall_timeout_s=self._stall_timeout_s)
         limits = Limits(place.concurrent, self._max_retries, self._schedule_timeout_s, self._queue_timeout_s)
         if self._lane is None:  # a Ray of our own has no other users
             alone = self._connected_here and self._address == "local"
@@ -167,6 +169,7 @@ class RayExecutor:
             limits=limits,
             before_release=before_release,
             on_event=self._on_event,
+            on_tick=self._on_tick,
             lane=self._lane,
         )
         self._open.add(run)

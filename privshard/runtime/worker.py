@@ -32,8 +32,8 @@ class ShardWorker:
     """One worker: one piece of work at a time, and the next one after another handshake.
 
     A result stays inside until it is asked for with `take`: whatever becomes of a worker before that, nothing of its
-    work has left it. Its constructor takes nothing: jobs and the base's weights come as arguments of a method call, so that Ray keeps
-    one copy of the weights on each machine and none in the record from which it creates actors.
+    work has left it. Its constructor takes nothing: jobs and the base's weights come as arguments of a method call, so
+    that Ray keeps one copy of the weights on each machine and none in the record from which it creates actors.
     """
 
     def __init__(self) -> None:

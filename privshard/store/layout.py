@@ -90,6 +90,11 @@ def report_path(name: str) -> str:
     return f"reports/{_name(name)}.html"
 
 
+def run_path(name: str) -> str:
+    """The record of one run: confidential, and erased like a report."""
+    return f"reports/run-{_name(name)}.json"
+
+
 def _shard(shard: int) -> str:
     if shard < 0:
         raise InputError(f"shard: expected 0 or more, got {shard}.")

@@ -86,9 +86,10 @@ def die_after(trained, monkeypatch, *, released):
             yield from ()
             raise Died
 
-    with monkeypatch.context() as dead, pytest.raises(Died):
+    with monkeypatch.context() as dead:
         dead.setattr(type(trained[0].ledger), "void", lambda *_, **__: None)
-        retrain(trained, Dying(), which=[1])
+        with pytest.raises(Died):
+            retrain(trained, Dying(), which=[1])
 
 
 def test_what_a_dead_controller_provably_kept_in_is_taken_up_under_the_same_reservation(trained, monkeypatch, workers):

@@ -138,6 +138,7 @@ def test_every_step_of_a_job_is_told() -> None:
     assert [event.error for event in told if event.what in ("retried", "failed")] == ["RuntimeError", "ValueError"]
     assert "secret" not in str(told)
 
+
 def test_workers_that_never_come_fail_in_time_not_never() -> None:
     waiting = [[Sighting("starting")]]
     fleet = ScriptedFleet(a=waiting, b=waiting, c=waiting)
