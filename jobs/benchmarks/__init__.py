@@ -1,1 +1,1 @@
-"""Benchmarks: each compares with its peers in one process, and prints a floor beside every figure."""
+"""Programs that measure: speed beside peers and floors, the cost of scheduling, faults survived, scale."""
