@@ -34,8 +34,8 @@ _STORE_BYTES = 78 * 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """What became of one training. hit: whether it was still running when the moment came. work_s: from its first job to
-    its end. reruns: how often it had to be started again by its operator."""
+    """What became of one training. hit: whether it was still at work when the moment came. work_s: from its first job
+    to its end. reruns: how often it had to be started again by its operator."""
 
     number: int
     seed: int

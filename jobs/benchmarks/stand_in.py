@@ -47,7 +47,7 @@ def make_result(
 
 @contextmanager
 def standing_in(shapes: Shapes, *, work_s: float) -> Iterator[None]:
-    """Let trainings in this process use the stand-in: for seeded recipes, whose components are marked as not private."""
+    """Let trainings in this process use the stand-in: for seeded recipes, which are marked as not private."""
     from privshard.api import worker
 
     real = worker.run_job

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _PASSED_ON = ("PRIVSHARD_KEYS_DIR", "PRIVSHARD_LOG", "PYTHONPATH")  # paths; secrets belong into the cluster's own setup
 _BEGIN_TIMEOUT_S = 300.0
 _POLL_S = 0.5
+_SILENT_S = 60.0
 
 
 def train_detached(recipe: Recipe, *, workspace: str, on_progress: OnProgress | None = None) -> dict[str, Any]:
@@ -260,8 +261,13 @@ def _record(
 
 
 def _state(record: dict[str, Any], where: dict[str, Any]) -> str:
-    """The state of a run; a saved one that says "running" beside a controller that is gone was interrupted."""
-    return "interrupted" if record["state"] == "running" and where["state"] == "gone" else record["state"]
+    """The state of a run. A saved one that says "running" was interrupted where its controller is gone, and is "silent"
+    where it has none and has not been saved for a minute: another process may be at it, or may have died."""
+    if record["state"] != "running" or where["state"] in ("here", "unreachable"):
+        return record["state"]
+    if where["state"] == "gone":
+        return "interrupted"
+    return "silent" if time.time() - record["updated_s"] > _SILENT_S else "running"
 
 
 def _saved(ws: Workspace | None) -> dict[str, Any] | None:

@@ -159,6 +159,73 @@ RESULTS: dict[str, dict[str, Any]] = {
         ],
         "out": "cells.jsonl",
         "table": "| recipe |\n| --- |\n| digits |\n",
+    "detached": {
+        "workspace": "ws",
+        "controller": "privshard-controller-0a1b",
+        "address": "head:6379",
+        "started": True,
+        "state": "running",
+    },
+    "status": {
+        "workspace": "ws",
+        "controller": {"name": "privshard-controller-0a1b", "address": "head:6379", "state": "here"},
+        "run": {
+            "kind": "train",
+            "state": "failed",
+            "started_s": 1.5e9,
+            "updated_s": 1.5e9,
+            "ended_s": None,
+            "error": {"kind": "resource_missing", "message": "No worker came.", "remedy": "Wait."},
+            "retries": 2,
+        },
+        "stage": "shards",
+        "shards": {"total": 2, "committed": 1, "reserved": 1, "not_started": 0, "attempts_spent": 3},
+        "model": None,
+        "removals": [
+            {"request": "r-1", "asked": "2026-11-22T00:00:00+00:00", "deadline": "2026-12-22", "seconds_left": 1e6}
+        ],
+        "confidential": {
+            "jobs": [
+                {
+                    "run_id": "shard-000-attempt-000",
+                    "state": "running",
+                    "stage": "train",
+                    "done": 3,
+                    "total": 60,
+                    "node": "machine",
+                    "pid": 7,
+                    "gpus": ["0"],
+                    "retries": 2,
+                    "error": "ResourceError",
+                }
+            ]
+        },
+    },
+    "cancel": {"workspace": "ws", "status": "cancelled"},
+    "timeline": {
+        "run": "20261122T000000Z-0a1b",
+        "kind": "train",
+        "state": "done",
+        "html": "t.html",
+        "trace": None,
+        "confidential": {
+            "elapsed_s": 12.5,
+            "jobs": [
+                {
+                    "run_id": "shard-000-attempt-000",
+                    "state": "done",
+                    "stage": "train",
+                    "done": 60,
+                    "total": 60,
+                    "node": "machine",
+                    "pid": 7,
+                    "gpus": [],
+                    "retries": 0,
+                    "error": None,
+                    "spans": [["running", 1.0, 2.5], ["done", 2.5, None]],
+                }
+            ],
+        },
     },
     "decompose": {
         "workspace": "d",
@@ -233,6 +300,10 @@ DIGITS = Path(__file__).parents[2] / "jobs" / "recipes" / "digits.yaml"
 ARGUMENTS = {
     "train": ["train", "--workspace", "ws"],
     "plan": ["train", "--dry-run"],
+    "detached": ["train", "--workspace", "ws", "--detach", "--address", "head:6379"],
+    "status": ["status", "ws"],
+    "cancel": ["cancel", "ws"],
+    "timeline": ["timeline", "ws"],
     "forget": ["forget", "ws", "--subject", "ada"],
     "budget": ["budget", "ws"],
     "influence": ["influence", "ws"],
@@ -247,7 +318,7 @@ ARGUMENTS = {
     "analyse": ["analyse", "deit_tiny_patch16_224"],
     "sizes": ["sizes", "d"],
 }
-VERBS = {"plan": "plan_training", "import": "import_folder"}
+VERBS = {"plan": "plan_training", "detached": "train_detached", "import": "import_folder"}
 
 
 class Calls(list):

@@ -53,6 +53,24 @@ def _nobody(**_: object) -> None:
     raise ConnectionError("Could not find any running Ray instance.")
 
 
+def test_a_cluster_that_lets_nobody_in_is_refused_in_time(monkeypatch, make_job) -> None:
+    """A port that answers, and then nothing: Ray itself would wait for minutes."""
+    import ray
+
+    from privshard.runtime import cluster
+
+    monkeypatch.setattr(cluster, "_START_S", 0.2)
+    monkeypatch.setattr(ray, "init", lambda **_: time.sleep(30))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        begin = time.monotonic()
+        with pytest.raises(ResourceError, match="to let us in"):
+            make_executor(print, address=address, schedule_timeout_s=0.3).train([make_job()], print)
+    assert time.monotonic() - begin < 20
+
+
 def test_no_jobs_need_no_cluster() -> None:
     assert list(make_executor(print, address="127.0.0.1:1").train([], print)) == []
 
