@@ -77,15 +77,14 @@ class RunRecord:
             job.stage, job.done, job.total = progress.stage, progress.done, progress.total
 
     def end(self, state: State, error: Exception | None = None) -> None:
-        """The run is over."""
+        """The run is over, and everything that belongs to it is done."""
         with self._lock:
             self._state, self._ended_s = state, time.time()
-            if error is not None:
-                self._error = {
-                    "kind": getattr(error, "kind", "internal"),
-                    "message": getattr(error, "message", str(error)),
-                    "remedy": getattr(error, "remedy", ""),
-                }
+            self._error = _in_words(error)
+
+    def ended(self, state: State, error: Exception | None = None) -> dict[str, Any]:
+        """What `snapshot` would give if the run were over now: to be kept before those who wait hear of its end."""
+        return {**self.snapshot(), "state": state, "error": _in_words(error), "ended_s": time.time()}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -124,3 +123,14 @@ class RunRecord:
                     for run_id, job in self._jobs.items()
                 ],
             }
+
+
+def _in_words(error: Exception | None) -> dict[str, str] | None:
+    """An error as the contract's JSON has it."""
+    if error is None:
+        return None
+    return {
+        "kind": getattr(error, "kind", "internal"),
+        "message": getattr(error, "message", str(error)),
+        "remedy": getattr(error, "remedy", ""),
+    }

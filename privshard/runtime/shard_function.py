@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -34,8 +36,13 @@ def frozen(base_state: BaseState | None) -> BaseState | None:
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Give torch this many CPU threads, then as many as before. None leaves them alone."""
-    if threads is None:
+    """Give torch this many CPU threads, then as many as before. None leaves them alone.
+
+    A torch that is not imported yet takes as many as OMP_NUM_THREADS says; where that is the number, it is not imported
+    for this.
+    """
+    by_itself = "torch" not in sys.modules and os.environ.get("OMP_NUM_THREADS") == str(threads)
+    if threads is None or by_itself:
         yield
         return
     import torch

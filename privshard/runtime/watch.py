@@ -105,19 +105,21 @@ class Watch:
 
     def save(self) -> None:
         """Save the record and update the metrics; neither may break the run."""
+        self._keep(self.record.snapshot())
+
+    def _keep(self, snapshot: dict[str, Any]) -> None:
         try:
             self._metrics.update(self.record, self._gauges())
-            self._save(self.record.snapshot())
+            self._save(snapshot)
         except (PrivshardError, OSError):  # the storage that fails here fails the run where it matters
             pass
         self._saved_s = time.monotonic()
 
     def end(self, error: BaseException | None) -> None:
-        """The run is over."""
+        """Keep how the run ended. The record itself goes on: its owner ends it when everything else is done too."""
         if error is None:
-            self.record.end("done")
+            self._keep(self.record.ended("done"))
         elif isinstance(error, Exception) and not isinstance(error, CancelledError):
-            self.record.end("failed", error)
+            self._keep(self.record.ended("failed", error))
         else:
-            self.record.end("cancelled")
-        self.save()
+            self._keep(self.record.ended("cancelled"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from jobs.benchmarks.faults import Range
 
+from jobs.benchmarks.faults import Range
 from privshard import api
 from privshard.core.errors import InputError, ResourceError
 from privshard.store.workspace import Workspace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from jobs.benchmarks import faults
 from jobs.benchmarks.small_data import write_small_data
 
