@@ -78,26 +78,29 @@ def train_shards(
         unreleased.discard(run_id)
         workspace.ledger.release(run_id)
 
-    try:
-        for outcome in trainer.train(jobs, on_progress, before_release=mark):
-            if isinstance(outcome, ShardFailure):
-                failures.append(outcome)
-                if outcome.released and outcome.run_id in unreleased:
-                    mark(outcome.run_id)
-                elif not outcome.released:
-                    unreleased.discard(outcome.run_id)
-                    workspace.ledger.void(outcome.run_id, reason="it failed before anything left the worker")
-                continue
-            # the result is in this process by now: an interrupt can't undo that, so it counts as spent
-            unreleased.discard(outcome.run_id)
-            results[outcome.shard] = keep(workspace, setup, outcome)
-            on_progress(Progress("shards", None, "shards", len(results), len(jobs)))
-    except BaseException:
-        stop()
-        with suppress(ResourceError):  # what can't be voided now was still not released: the next run takes it up again
-            for run_id in sorted(unreleased):
-                workspace.ledger.void(run_id, reason="it was stopped before anything left the worker")
-        raise
+    with workspace.ledger.kept_open():
+        try:
+            for outcome in trainer.train(jobs, on_progress, before_release=mark):
+                if isinstance(outcome, ShardFailure):
+                    failures.append(outcome)
+                    if outcome.released and outcome.run_id in unreleased:
+                        mark(outcome.run_id)
+                    elif not outcome.released:
+                        unreleased.discard(outcome.run_id)
+                        workspace.ledger.void(outcome.run_id, reason="it failed before anything left the worker")
+                    continue
+                # the result is in this process by now: an interrupt can't undo that, so it counts as spent
+                unreleased.discard(outcome.run_id)
+                results[outcome.shard] = keep(workspace, setup, outcome)
+                on_progress(Progress("shards", None, "shards", len(results), len(jobs)))
+        except BaseException:
+            stop()
+            with suppress(
+                ResourceError
+            ):  # what can't be voided now was still not released: the next run takes it up again
+                for run_id in sorted(unreleased):
+                    workspace.ledger.void(run_id, reason="it was stopped before anything left the worker")
+            raise
     if failures:
         raise _first(failures)
     return results

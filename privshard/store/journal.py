@@ -76,6 +76,16 @@ class Journal:
         """Whether there is a journal; one whose creation was interrupted is none."""
         return Journal(place)._exists(sqlite_path(place))
 
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """For the length of the block, closing a connection to a SQLite file is cheap: the last one to close folds the
+        log back into the file, and here it is never the last. What is guaranteed does not change."""
+        if self._engine.dialect.name != "sqlite":
+            yield
+            return
+        with explained(self.place), self._engine.connect():
+            yield
+
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()

@@ -87,6 +87,10 @@ class Ledger:
         """
         return self._journal.transaction()
 
+    def kept_open(self) -> AbstractContextManager[None]:
+        """Many short transactions follow: make them cheaper. See `Journal.kept_open`."""
+        return self._journal.kept_open()
+
     def verify_chain(self, *, anchor: tuple[int, str] | None = None) -> list[str]:
         """Problems of the chain in plain words, naming the entry; empty if it is sound. See `chain.problems`."""
         return [*self._journal.damage(), *chain.problems(self._journal.entries(), anchor=anchor)]
