@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -88,7 +89,7 @@ class Range:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
-        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         self._nodes = [self._add() for _ in range(2)]
 
     def close(self) -> None:
@@ -105,7 +106,13 @@ class Range:
         self._nodes.append(self._add())
 
     def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
+        """Another machine; one that does not start in time on a busy computer is tried again."""
+        for left in (2, 1, 0):
+            try:
+                return self._cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
+            except Exception:  # Ray raises no class of its own here
+                if not left:
+                    raise
 
 
 def run_once(
@@ -201,6 +208,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run them all, print each and a table; exit status 1 where anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first run, to go on from another one")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--real", action="store_true", help="train the real model instead of the stand-in")
     parser.add_argument("--json", help="where to write the result")
@@ -211,7 +219,11 @@ def main(given: Sequence[str] | None = None) -> int:
     where = Range()
     try:
         runs = shoot_at_all(
-            options.runs, base_seed=options.seed, where=where, folder=folder, stand_in_s=None if options.real else 0.5
+            range(options.first, options.first + options.runs),
+            base_seed=options.seed,
+            where=where,
+            folder=folder,
+            stand_in_s=None if options.real else 0.5,
         )
     finally:
         where.close()
@@ -224,13 +236,15 @@ def main(given: Sequence[str] | None = None) -> int:
     return int(any(run.problems for run in runs))
 
 
-def shoot_at_all(num_runs: int, *, base_seed: int, where: Range, folder: Path, stand_in_s: float | None) -> list[Run]:
-    """One training that nobody shoots at, which says how long one takes, and `num_runs` that are."""
+def shoot_at_all(
+    numbers: Sequence[int], *, base_seed: int, where: Range, folder: Path, stand_in_s: float | None
+) -> list[Run]:
+    """One training that nobody shoots at, which says how long one takes, and `numbers` that are."""
     shared = {"base_seed": base_seed, "where": where, "folder": folder, "stand_in_s": stand_in_s}
     quiet, expected = run_once(-1, span_s=0.0, victim=None, **shared)
     print(_line(quiet), flush=True)
     runs = []
-    for number in range(num_runs):
+    for number in numbers:
         victim = VICTIMS[number % len(VICTIMS)]
         run, components = run_once(number, span_s=quiet.work_s, victim=victim, **shared)
         wrong = [shard for shard, component in components.items() if component != expected[shard]]
@@ -299,8 +313,9 @@ def _until_gone(client: Any) -> None:
 
 def _line(run: Run) -> str:
     fine = "ok" if not run.problems else "; ".join(run.problems)
+    when = f"after {run.after_s:5.2f} s{'' if run.hit else ' (over by then)'}"
     return (
-        f"run {run.number:3d} seed {run.seed} {run.victim:10s} after {run.after_s:5.2f} s: {fine} in "
+        f"run {run.number:3d} seed {run.seed} {run.victim:10s} {when}: {fine} in "
         f"{run.elapsed_s:.1f} s, {run.retries} retried, {run.reruns} rerun, {run.charged} charged"
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import shutil
@@ -81,7 +82,7 @@ def measure(shards: int, *, address: str, cpus: int, folder: Path) -> Cost:
     if address != "none":
         import ray
 
-        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with standing_in({"head.weight": (10, 192), "head.bias": (10,)}, work_s=0.0):
             done = _train(recipe, str(folder / "workspace"), memory)

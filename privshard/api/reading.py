@@ -72,33 +72,14 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
 def predict(workspace: str, images: Sequence[str]) -> dict[str, Any]:
     """Classify image files with the current model: label, probability, and the probability of every class."""
     contents = [_read_image(path) for path in images]
-    with Workspace.open(workspace) as ws:
-        setup, model = Setup.load(ws), current_model(ws)
-        import torch
+    from privshard.api.predicting import Predictor
 
-        from privshard.api import worker
-        from privshard.api.composed import displacements
-        from privshard.api.methods import make_method
-        from privshard.data.images import image_batches
-
-        flags = flags_of(stored_recipe(ws))
-        device = worker.pick_device(flags)
-        base = worker.open_base(setup.base, None, digest=setup.base_digest)
-        method = make_method(setup.method, base.view.to(device))
-        parts = displacements(ws, model.composition, method=method, device=device)
-        found = []
-        for batch in image_batches(contents, transform=base.transform, batch_size=flags.micro_batch):
-            encoded = method.encode(batch.to(device))
-            logits = torch.stack([weight * method.logits(encoded, moved).double() for weight, moved in parts]).sum(0)
-            found += torch.softmax(logits, dim=1).tolist()
-    predictions = []
-    for path, row in zip(images, found, strict=True):
-        best = max(range(len(row)), key=row.__getitem__)
-        probabilities = dict(zip(setup.classes, row, strict=True))
-        predictions.append(
-            {"image": str(path), "label": setup.classes[best], "probability": row[best], "probabilities": probabilities}
-        )
-    return {"model": facts.version_name(model.version), "predictions": predictions}
+    predictor = Predictor(workspace)
+    found = predictor(contents)
+    return {
+        "model": predictor.model,
+        "predictions": [{"image": str(path), **item} for path, item in zip(images, found, strict=True)],
+    }
 
 
 def verify(workspace: str) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def train_shards(
                 for run_id in sorted(unreleased):
                     workspace.ledger.void(run_id, reason="it was stopped before anything left the worker")
             raise
+    workspace.objects.sweep()  # of what workers that were killed left half-written
     if failures:
         raise _first(failures)
     return results

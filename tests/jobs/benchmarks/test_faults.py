@@ -15,7 +15,7 @@ def shoot(num_runs: int, tmp_path, monkeypatch, *, stand_in_s: float | None = 0.
     write_small_data(tmp_path / "people.parquet")
     where = faults.Range()
     try:
-        return faults.shoot_at_all(num_runs, base_seed=9, where=where, folder=tmp_path, stand_in_s=stand_in_s)
+        return faults.shoot_at_all(range(num_runs), base_seed=9, where=where, folder=tmp_path, stand_in_s=stand_in_s)
     finally:
         where.close()
 

@@ -1,0 +1,52 @@
+"""The current model of a workspace, loaded once, classifying images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from privshard.api import facts
+from privshard.api.reading import current_model
+from privshard.api.setup import Setup, flags_of, stored_recipe
+from privshard.store.workspace import Workspace
+
+
+class Predictor:
+    """A composed model in memory. It stays the version that it was loaded as: after a removal, load another one.
+
+    model: its version. classes: what it tells apart, in the order of the probabilities.
+    """
+
+    def __init__(self, workspace: str) -> None:
+        """Load the workspace's current model; InputError where there is none."""
+        from privshard.api import worker
+        from privshard.api.composed import displacements
+        from privshard.api.methods import make_method
+
+        with Workspace.open(workspace) as ws:
+            setup, model = Setup.load(ws), current_model(ws)
+            self.model = str(facts.version_name(model.version))
+            self.classes = setup.classes
+            self._flags = flags_of(stored_recipe(ws))
+            self._device = worker.pick_device(self._flags)
+            self._base = worker.open_base(setup.base, None, digest=setup.base_digest)
+            self._method = make_method(setup.method, self._base.view.to(self._device))
+            self._parts = displacements(ws, model.composition, method=self._method, device=self._device)
+
+    def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
+        """For each encoded image its label, the label's probability, and the probability of every class."""
+        import torch
+
+        from privshard.data.images import image_batches
+
+        found: list[list[float]] = []
+        for batch in image_batches(images, transform=self._base.transform, batch_size=self._flags.micro_batch):
+            encoded = self._method.encode(batch.to(self._device))
+            parts = [weight * self._method.logits(encoded, moved).double() for weight, moved in self._parts]
+            found += torch.softmax(torch.stack(parts).sum(0), dim=1).tolist()
+        return [self._named(row) for row in found]
+
+    def _named(self, row: Sequence[float]) -> dict[str, Any]:
+        best = max(range(len(row)), key=row.__getitem__)
+        probabilities = dict(zip(self.classes, row, strict=True))
+        return {"label": self.classes[best], "probability": row[best], "probabilities": probabilities}
