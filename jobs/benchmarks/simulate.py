@@ -1,4 +1,4 @@
-"""A large deployment on the real planner, partition and ledger: `python -m jobs.benchmarks.simulate --json simulate.json`.
+"""A large deployment on the real partition, policy and ledger: `python -m jobs.benchmarks.simulate`.
 
 Nothing is trained and no data is made: subjects are assigned by the real keyed partition, trainings are reserved,
 released and committed in the real ledger under the real budget rule, and removals are looked up and recorded, on SQLite

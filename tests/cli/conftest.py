@@ -159,6 +159,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         ],
         "out": "cells.jsonl",
         "table": "| recipe |\n| --- |\n| digits |\n",
+    },
     "detached": {
         "workspace": "ws",
         "controller": "privshard-controller-0a1b",
