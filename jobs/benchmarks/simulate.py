@@ -166,7 +166,7 @@ def _schedule(shards: int, slots: int) -> int:
     states = {f"run-{shard}": JobState(f"run-{shard}") for shard in range(shards)}
     taken = 0
     while not all(state.over for state in states.values()):
-        seen = {name: follows[state.phase] for name, state in states.items() if state.active}
+        seen: dict[str, Seen] = {name: follows[state.phase] for name, state in states.items() if state.active}
         decisions: list[Decision] = decide(list(states.values()), seen, Limits(slots), quiet_s=0.0)
         for decision in decisions:
             states[decision.run_id] = advance(states[decision.run_id], decision)

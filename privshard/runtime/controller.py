@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from privshard.core.jobs import BeforeRelease
-from privshard.runtime.events import OnEvent, RunEvent, WorkerPlace, unwatched
+from privshard.runtime.events import OnEvent, RunEvent, What, WorkerPlace, unwatched
 from privshard.runtime.policy import Decision, JobState, Limits, Seen, advance, decide
 
 TICK_S = 0.2
-_TOLD = {"start": "starting", "run": "running", "collect": "collecting", "finish": "done"}
+_TOLD: Mapping[str, What] = {"start": "starting", "run": "running", "collect": "collecting", "finish": "done"}
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ def _carry_out(
         outcomes.append(Outcome(run_id, value=sighting.value if sighting else None))
     else:
         fleet.stop(run_id)
-        told = "retried" if decision.action == "retry" else "failed"
+        told: What = "retried" if decision.action == "retry" else "failed"
         on_event(RunEvent(told, run_id, place, type(error).__name__ if error else None))
         if decision.action == "fail":
             outcomes.append(Outcome(run_id, error=error, released=decision.released))
         return
-    on_event(RunEvent(_TOLD[decision.action], run_id, place))  # pyright: ignore[reportArgumentType]
+    on_event(RunEvent(_TOLD[decision.action], run_id, place))
