@@ -1,7 +1,10 @@
-"""The displacements that a composition runs: from component files to tensors on a device."""
+"""The displacements that a composition runs: from component and edit files to tensors on a device."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +12,9 @@ from privshard.composition.average import average
 from privshard.composition.members import members
 from privshard.core.method import Method, origin
 from privshard.core.model import Composition
+from privshard.editing import sparse
+from privshard.store.edits import load_edit
+from privshard.store.layout import edit_path, edit_record_path
 from privshard.store.workspace import Workspace
 
 
@@ -19,8 +25,28 @@ def displacements(
     component for an ensemble. The base's own where nothing displaces it."""
     found = []
     for weight, parts in members(composition):
-        paths = {name: workspace.objects.local_path(workspace.component_path(name)) for name in parts}
-        moved = average(paths, parts)
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in moved.items()}
-        found.append((weight, tensors or origin(method, device=device)))
+        moved = {name: torch.from_numpy(array).to(device) for name, array in summed(workspace, parts).items()}
+        found.append((weight, {**origin(method, device=device), **moved}))
     return found
+
+
+def summed(workspace: Workspace, parts: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """The weighted sum of components and edits by parameter name; without edits, bit for bit what `average` gives.
+
+    Empty for no parts; of edits alone, only what they move.
+    """
+    edits = {name for name in parts if workspace.objects.exists(edit_record_path(name))}
+    weights = {name: weight for name, weight in parts.items() if name not in edits}
+    paths = {name: workspace.objects.local_path(workspace.component_path(name)) for name in weights}
+    moved = average(paths, weights)
+    for edit in sorted(edits):
+        for name, slot in read_edit(workspace, edit).items():
+            delta = slot.dense() * np.float32(parts[edit])
+            moved[name] = moved[name] + delta if name in moved else delta
+    return moved
+
+
+def read_edit(workspace: Workspace, edit: str) -> dict[str, sparse.SparseSlot]:
+    """A verified edit of the workspace."""
+    _, arrays, header = load_edit(workspace.objects, edit)
+    return sparse.from_arrays(arrays, header, place=edit_path(edit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from privshard.api.recipe import Recipe
@@ -53,15 +54,24 @@ def shard_spends(workspace: Workspace, setup: Setup) -> dict[int, PrivacySpend]:
     return {shard: setup.spend(times) for shard, times in trained.items()}
 
 
-def privacy_report(workspace: Workspace, setup: Setup) -> dict[str, Any]:
-    """The contract's `privacy` object: the whole release, by parallel composition over the shards."""
+def privacy_report(workspace: Workspace, setup: Setup, *, edits: int | None = None) -> dict[str, Any]:
+    """The contract's `privacy` object: the whole release, by parallel composition over the shards.
+
+    edits: how many the composition holds; None means the current model. One is enough to void the guarantee of the
+    composition, since edits are learnt without differential privacy.
+    """
     from privshard.privacy.plan import composition_spend
-    from privshard.privacy.statement import statement
+    from privshard.privacy.statement import statement, with_edits
 
     spend = composition_spend(shard_spends(workspace, setup), partition="keyed_hash")
     text = statement(setup.plan, spend, num_shards=setup.num_shards, limit=setup.limit)
     if not setup.classes_public:
         text += " The list of classes was read from the rows: a class may tell that somebody had it."
+    if edits is None:
+        model = workspace.ledger.current_model()
+        edits = len(model.composition.added) if model else 0
+    if edits:
+        text, spend = with_edits(text, num_edits=edits), replace(spend, epsilon=None)
     if workspace.ledger.get("insecure_seed") is not None:
         text = f"Not private: randomness came from insecure_seed, for tests. With secret randomness: {text}"
     return {**vars(spend), "statement": text}
@@ -71,7 +81,7 @@ def training_report(workspace: Workspace, setup: Setup) -> dict[str, Any]:
     """The contract's `train` object, without timing."""
     model = workspace.ledger.current_model()
     assert model is not None
-    records = [workspace.load_record(component) for component in model.composition.components]
+    records = [workspace.load_record(component) for component in model.composition.averaged]
     private = {record.shard: workspace.objects.read_json(workspace.private_path(record.id)) for record in records}
     num_subjects = _subjects(workspace, setup.num_shards)
     shards = range(setup.num_shards)

@@ -41,13 +41,13 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
 
     with Workspace.open(workspace) as ws:
         setup, model = Setup.load(ws), current_model(ws)
-        composition, weights = model.composition, model.composition.weights
+        composition, weights = model.composition, model.composition.averaged
         if not weights:
             raise InputError("influence: the current model has no component left.", remedy="Retrain a shard first.")
         dropped = {name: composition.without({name}) for name in weights}
         cache = _cache(ws, setup, model, on_progress, models=[composition, *dropped.values()])
         evidence = Evidence(
-            base_logits_BC=cache.base_BC,
+            base_logits_BC=cache.with_added(composition),
             component_logits={name: cache.component_logits[name] for name in weights},
             weights=weights,
             labels_B=cache.labels_B,

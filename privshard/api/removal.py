@@ -20,6 +20,7 @@ from privshard.core.removal import RemovalPlan, RemovalRequest
 from privshard.store.workspace import Workspace
 from privshard.unlearning import cascade, presence
 from privshard.unlearning.clean_up import clean_up
+from privshard.unlearning.edits import is_private, touched
 from privshard.unlearning.live import component_of
 from privshard.unlearning.plan import as_drop, plan_removal
 
@@ -82,6 +83,8 @@ def _plan(ws: Workspace, setup: Setup, subject: str, mode: str) -> RemovalPlan:
     refused = None
     if mode != "drop" and component is not None and where.num_train_rows > 0:
         refused = _retrain_refused(ws, setup, where.shard)
+    leaving = component if where.num_train_rows > 0 else None
+    reached = touched(ws, subject_hash, leaving=leaving, private=is_private(ws.ledger, setup.spend(1)))
     return plan_removal(
         request,
         where,
@@ -90,6 +93,8 @@ def _plan(ws: Workspace, setup: Setup, subject: str, mode: str) -> RemovalPlan:
         retrain_refused=refused,
         seeded=ws.ledger.get("insecure_seed") is not None,
         already=subject_hash in ws.ledger.suppressed(),
+        reached=reached.actions,
+        taught_edits=reached.about_subject,
     )
 
 
@@ -149,7 +154,7 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
         return evaluation.run_model(ws, setup, composition, flags=flags_of(recipe), base_state=None, on_progress=tell)
 
     def statement(composition: Composition) -> str:
-        return facts.privacy_report(ws, setup)["statement"]
+        return facts.privacy_report(ws, setup, edits=len(composition.added))["statement"]
 
     return cascade.execute(
         plan,

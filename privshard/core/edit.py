@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
+
+from privshard.core.model import Space
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class EditRecord:
 
     id: str
     base: str
-    space: Literal["tangent", "weight"]
+    space: Space
     locator: str | None
     keep: float
     places: tuple[str, ...]

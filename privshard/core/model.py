@@ -135,7 +135,9 @@ class Composition:
         that add stay."""
         averaged, added = self.averaged, self.added - dropped
         kept = {name: weight for name, weight in averaged.items() if name not in dropped}
-        if all(weight == 1.0 / len(averaged) for weight in averaged.values()):
+        if kept == averaged:
+            rest = averaged  # bit for bit: an edit that is taken out leaves no rounding behind
+        elif all(weight == 1.0 / len(averaged) for weight in averaged.values()):
             rest = {name: 1.0 / len(kept) for name in kept}
         else:
             total, left = sum(averaged.values()), sum(kept.values())

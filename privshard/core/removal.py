@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["auto", "drop", "retrain"]
-Action = Literal["drop", "retrain", "erase", "suppress"]
+Action = Literal["drop", "retrain", "erase", "suppress", "drop_edit", "retire_locator"]
 Guarantee = Literal["exact_drop", "exact_retrain_seeded", "fresh_retrain", "dp_bound"]
 Status = Literal["done", "planned", "unknown_subject", "already_forgotten"]
 

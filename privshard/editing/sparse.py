@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from privshard.core.digest import tensors_digest
 from privshard.core.edit import EditRecord
 from privshard.core.errors import VerificationError
 
@@ -97,11 +96,6 @@ def from_arrays(arrays: Mapping[str, np.ndarray], header: Mapping[str, str], *, 
     if not whole or not edit:
         raise _foreign(place, "its tensors don't fit its header")
     return edit
-
-
-def edit_id(arrays: Mapping[str, np.ndarray], *, base: str, space: str) -> str:
-    """The digest of an edit: of its tensors, base and space."""
-    return tensors_digest(arrays, "edit", base, space)
 
 
 def total(edits: Sequence[SparseEdit]) -> dict[str, np.ndarray]:

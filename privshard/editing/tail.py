@@ -86,6 +86,34 @@ class TangentTail:
         return sum((dx for dx in out.dxs if dx is not None), start=out.x)
 
 
+@dataclass(frozen=True, eq=False)
+class EditedTail:
+    """Another tail in the presence of edits: what they displace (1, out, in) is added to whatever moves."""
+
+    tail: Tail
+    held: Moved
+
+    @property
+    def view(self) -> ViTView:
+        """The base."""
+        return self.tail.view
+
+    @property
+    def first_block(self) -> int:
+        """The block that tokens enter; no edit moves an earlier one."""
+        return self.tail.first_block
+
+    @property
+    def space(self) -> Space:
+        """How displacements act."""
+        return self.tail.space
+
+    def logits(self, tokens_BND: Tensor, moved: Moved) -> Tensor:
+        """Logits (B, C)."""
+        both = {name: self.held[name] + moved[name] for name in self.held.keys() & moved.keys()}
+        return self.tail.logits(tokens_BND, {**self.held, **moved, **both})
+
+
 @torch.no_grad()
 def features(view: ViTView, tokens_BND: Tensor, *, first_block: int) -> Tensor:
     """The base's feature (B, D), which its head reads: what a locator looks at."""

@@ -35,6 +35,15 @@ def group_sentence(epsilons: Mapping[int, float]) -> str:
     return f"For a subject with {', with '.join([named, *rest])} (group privacy, at the same delta)."
 
 
+def with_edits(text: str, *, num_edits: int) -> str:
+    """The statement of a composition that holds edits, whose images nothing protects."""
+    return (
+        f"There is no differential privacy for the composition: it holds {num_edits} edit(s), each learnt without it "
+        "from a few images, which the model may reveal; whoever may not see those images may not see the model either. "
+        f"Taking the edits out restores what follows, which without them holds for the components alone.\n{text}"
+    )
+
+
 def _promise(plan: MechanismPlan, spend: PrivacySpend, num_shards: int, limit: float | None) -> str:
     who = "one subject with all of its examples" if spend.unit == "subject" else "one example"
     text = (

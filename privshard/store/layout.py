@@ -14,6 +14,9 @@ COMPONENTS = "components"
 PRIVATE = "private"
 PARAMETERS = "parameters"
 CACHE = "cache"
+EDITS = "edits"
+LOCATORS = "locators"
+LOCATOR_PARTS = f"{LOCATORS}/training"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -69,6 +72,31 @@ def parameters_path(component: str) -> str:
 def private_path(component: str) -> str:
     """A component's private side file: keyed hashes of its examples, and confidential facts."""
     return f"{PRIVATE}/{_name(component)}.json"
+
+
+def edit_path(edit: str) -> str:
+    """An edit's indices and values."""
+    return f"{EDITS}/{_name(edit)}.safetensors"
+
+
+def edit_record_path(edit: str) -> str:
+    """An edit's public record."""
+    return f"{EDITS}/{_name(edit)}.json"
+
+
+def edit_private_path(edit: str) -> str:
+    """An edit's private side file: its images, and the keyed hashes of whom they are about."""
+    return f"{EDITS}/private/{_name(edit)}.json"
+
+
+def locator_path(digest: str) -> str:
+    """A locator's weights."""
+    return f"{LOCATORS}/{_name(digest)}.safetensors"
+
+
+def locator_private_path(digest: str) -> str:
+    """A locator's private side file: keyed hashes of the subjects whose images it was trained on."""
+    return f"{LOCATORS}/private/{_name(digest)}.json"
 
 
 def model_path(version: int) -> str:

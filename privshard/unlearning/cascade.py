@@ -12,15 +12,17 @@ from privshard.core.partition import Partition
 from privshard.core.privacy import PrivacySpend
 from privshard.core.removal import RemovalPlan
 from privshard.data.shards import read_partition, rewrite_without
-from privshard.store.layout import private_path
+from privshard.store.edits import retire_locators
+from privshard.store.layout import LOCATOR_PARTS, private_path
 from privshard.store.views import ModelVersion
 from privshard.store.workspace import Workspace
 from privshard.unlearning import eval_cache
 from privshard.unlearning.clean_up import clean_up
+from privshard.unlearning.edits import Touched, is_private, touched
 from privshard.unlearning.live import attempts_of, component_of
 from privshard.unlearning.pending import pending as pending
 from privshard.unlearning.pending import record
-from privshard.unlearning.plan import as_drop, change_of, rebased
+from privshard.unlearning.plan import as_drop, change_of, rebased, with_edits
 from privshard.unlearning.receipt import make_receipt
 
 if TYPE_CHECKING:
@@ -80,13 +82,14 @@ def execute(
         on_progress(Progress(plan.request.id, shard, stage, done, 3))
 
     plan = _up_to_date(plan, workspace, before, shard)
+    plan, reached = _with_edits(plan, workspace, private=is_private(ledger, spend_after(shard)))
     record(ledger, plan)
     tell("erase", 0)
     _erase(workspace, subject=subject, shard=shard)
     metrics_before = _metrics(workspace, before.composition, classes)
     tell("forget", 1)
     plan, replacement = _prepare(plan, workspace, shard, retrain=retrain, logits_of=logits_of)
-    after = _composition(plan, before, replacement=replacement)
+    after = _composition(plan, before, replacement=replacement).without(set(reached.edits))
     changed = after.digest != before.composition.digest
     if replacement is not None:
         _run(workspace, after, run_model)
@@ -103,11 +106,13 @@ def execute(
         statement=statement(after),
         counted=ledger.noisy_count() is not None,
         insecure=ledger.get("insecure_seed") is not None,
+        bounded_edits=reached.bounded,
     )
     tell("commit", 2)
     with ledger.transaction():
         if changed:
             ledger.add_model(after, reason=f"forget {plan.request.id}", metrics=metrics_after)
+        retire_locators(ledger, reached.locators)
         ledger.complete_request(plan.request.id, receipt=receipt, suppress=True)
     clean_up(workspace)
     tell("commit", 3)
@@ -151,6 +156,14 @@ def _up_to_date(plan: RemovalPlan, workspace: Workspace, model: ModelVersion, sh
     return rebased(plan, component=component)
 
 
+def _with_edits(plan: RemovalPlan, workspace: Workspace, *, private: bool) -> tuple[RemovalPlan, Touched]:
+    """The plan with the edits and locators that it reaches by now, whatever was learnt or reverted in between."""
+    change = change_of(plan)
+    leaving = change.component if change else None
+    reached = touched(workspace, plan.request.subject_hash, leaving=leaving, private=private)
+    return with_edits(plan, reached.actions), reached
+
+
 def _erase(workspace: Workspace, *, subject: str, shard: int) -> None:
     """Take the subject's rows, and what was computed from them without a model, out of the workspace."""
     objects = workspace.objects
@@ -159,6 +172,7 @@ def _erase(workspace: Workspace, *, subject: str, shard: int) -> None:
     objects.delete_tree(workspace.cache_dir(shard))
     eval_cache.erase_rows(workspace, keep=read_partition(objects, workspace.eval_dir()).ids)
     objects.delete_tree(REPORTS)
+    objects.delete_tree(LOCATOR_PARTS)
 
 
 def _prepare(

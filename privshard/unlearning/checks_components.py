@@ -64,7 +64,7 @@ def example_lists(evidence: Evidence) -> Finding:
     problems, compared = [], 0
     runs = {run.component: run.shard for run in evidence.workspace.ledger.reservations()}
     shards_open = {action.shard for plan in pending_plans(evidence.workspace.ledger) for action in plan.actions}
-    for component in evidence.model.composition.components:
+    for component in evidence.model.composition.averaged:
         shard = runs.get(component)
         rows = None if shard is None else evidence.readable.get(evidence.workspace.shard_dir(shard))
         if rows is None:

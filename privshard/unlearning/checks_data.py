@@ -7,7 +7,18 @@ from pathlib import Path, PurePosixPath
 
 from privshard.core.errors import PrivshardError
 from privshard.data.shards import DATA_DIRECTORY, part_path, scan_for_subjects
-from privshard.store.layout import COMPONENTS, LEDGER, LEDGER_URL, MANIFEST, PARAMETERS, PRIVATE, RECIPE, eval_cache_dir
+from privshard.store.layout import (
+    COMPONENTS,
+    EDITS,
+    LEDGER,
+    LEDGER_URL,
+    LOCATORS,
+    MANIFEST,
+    PARAMETERS,
+    PRIVATE,
+    RECIPE,
+    eval_cache_dir,
+)
 from privshard.store.lock import LOCK_NAME
 from privshard.unlearning import eval_cache
 from privshard.unlearning.evidence import Evidence, Finding, PartitionFacts
@@ -21,6 +32,8 @@ _KNOWN = (
     COMPONENTS,
     PARAMETERS,
     PRIVATE,
+    EDITS,
+    LOCATORS,
     "models",
     "receipts",
     "reports",

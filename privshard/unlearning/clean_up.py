@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from privshard.store.edits import keep_only
 from privshard.store.layout import model_path, receipt_path
 from privshard.store.workspace import Workspace
 from privshard.unlearning import eval_cache
@@ -12,11 +13,11 @@ from privshard.unlearning.model_files import write_model
 def clean_up(workspace: Workspace) -> None:
     """Make the files agree with the ledger; doing it again changes nothing.
 
-    Deleted: components that don't count any more with their example lists and cached logits, and files of model
-    versions that name one. Written: the current model's file, the signed receipts, the manifest. It needs no
-    knowledge of what was interrupted, so it finishes any removal that the ledger completed. The caller holds the
-    workspace's lock, and adopts components that were written and not yet committed first. Before the first model
-    nothing is deleted.
+    Deleted: components that don't count any more with their example lists and cached logits, edits that the model
+    doesn't name, locators that were retired, and files of model versions that name one of them. Written: the current
+    model's file, the signed receipts, the manifest. It needs no knowledge of what was interrupted, so it finishes any
+    removal that the ledger completed. The caller holds the workspace's lock, and adopts components that were written
+    and not yet committed first. Before the first model nothing is deleted.
     """
     ledger = workspace.ledger
     model = ledger.current_model()
@@ -25,6 +26,7 @@ def clean_up(workspace: Workspace) -> None:
         for component in workspace.component_ids():
             if component not in live:
                 workspace.delete_component(component)
+        keep_only(workspace.objects, ledger)
         eval_cache.keep_components(workspace, live)
         for version in ledger.models():
             if not set(version.composition.weights) <= live:

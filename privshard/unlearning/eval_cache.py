@@ -104,6 +104,11 @@ class EvalCache:
         """Every component that anything here was computed with."""
         return frozenset(self.component_logits).union(*(model.composition.weights for model in self.models.values()))
 
+    def with_added(self, composition: Composition) -> np.ndarray:
+        """The logits of the base and of what the composition adds to it, its edits; float64."""
+        added = {name: composition.weights[name] for name in composition.added}
+        return composed_logits(self.base_BC, self.component_logits, added)
+
     def covers(self, composition: Composition) -> bool:
         """Whether the logits of `composition` are here, or follow from those of its components."""
         if arithmetic(composition, linear=self.linear):

@@ -102,8 +102,8 @@ class Evidence:
 
     @cached_property
     def components(self) -> Mapping[str, Loaded | PrivshardError]:
-        """The components of the current model; one is in memory at a time."""
-        return {component: self._load(component) for component in self.model.composition.components}
+        """The shard components of the current model; one is in memory at a time."""
+        return {component: self._load(component) for component in self.model.composition.averaged}
 
     def _read(self, directory: str, shard: int | None, partition: Partition) -> PartitionFacts | PrivshardError:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ def plan_removal(
     retrain_refused: str | None,
     seeded: bool,
     already: bool,
+    reached: Sequence[PlannedAction] = (),
+    taught_edits: bool = False,
 ) -> RemovalPlan:
     """What would be done for `request`; nothing is.
 
@@ -29,7 +31,8 @@ def plan_removal(
     mode: "drop" takes the component out of the model, "retrain" replaces it by one that is learnt from everyone
     else and has the same weight (an empty shard keeps its weight too: its emptiness is private), "auto" retrains
     where the budget admits it and drops otherwise. retrain_refused: why the budget does not admit it, or None.
-    seeded: randomness is a function of a seed. already: the subject was forgotten before.
+    seeded: randomness is a function of a seed. already: the subject was forgotten before. reached: what goes of edits
+    and locators; taught_edits: whether one of them was learnt from an image of the subject (`unlearning.edits`).
 
     Status: "unknown_subject" and "already_forgotten" plan nothing; "planned" otherwise, also where rows of a
     forgotten subject are there again. A subject that no component learnt from is erased, and the model stays.
@@ -38,13 +41,13 @@ def plan_removal(
 
     Test: tests/unlearning/test_plan.py.
     """
-    if not presence.known:
+    if not presence.known and not taught_edits:
         status = "already_forgotten" if already else "unknown_subject"
         return RemovalPlan(request, status, (), None, num_train_rows=0, num_eval_rows=0)
     shard, learnt = presence.shard, component is not None and presence.num_train_rows > 0
     erase = PlannedAction(None, "erase", _erase_reason(presence, component), shard)
     if not learnt:
-        actions, guarantee = (erase, _SUPPRESS), None
+        actions, guarantee = ((erase, _SUPPRESS) if presence.known else (_SUPPRESS,)), None
     elif mode == "drop" or (mode == "auto" and retrain_refused is not None):
         actions = (
             PlannedAction(component, "drop", _drop_reason(shard, retrain_refused, mode), shard),
@@ -61,7 +64,7 @@ def plan_removal(
         reason = f"it learnt from the subject; shard {shard} learns it again from everyone else, under the same weight"
         actions = (erase, PlannedAction(component, "retrain", reason, shard), _SUPPRESS)
         guarantee = "exact_retrain_seeded" if seeded else "fresh_retrain"
-    return RemovalPlan(
+    plan = RemovalPlan(
         request,
         "planned",
         actions,
@@ -69,6 +72,21 @@ def plan_removal(
         num_train_rows=presence.num_train_rows,
         num_eval_rows=presence.num_eval_rows,
     )
+    return with_edits(plan, reached)
+
+
+def with_edits(plan: RemovalPlan, reached: Sequence[PlannedAction]) -> RemovalPlan:
+    """The same removal with exactly these edits to drop and locators to retire, before everything else."""
+    others = tuple(action for action in plan.actions if action.action not in ("drop_edit", "retire_locator"))
+    return _guaranteed(replace(plan, actions=(*reached, *others)))
+
+
+def _guaranteed(plan: RemovalPlan) -> RemovalPlan:
+    """A plan that drops edits and leaves the shards as they are guarantees an exact drop as well."""
+    if change_of(plan) is not None:
+        return plan
+    drops = any(action.action == "drop_edit" for action in plan.actions)
+    return replace(plan, guarantee="exact_drop" if drops else None)
 
 
 def change_of(plan: RemovalPlan) -> PlannedAction | None:
@@ -95,7 +113,7 @@ def rebased(plan: RemovalPlan, *, component: str | None) -> RemovalPlan:
     if change is None or change.component == component:
         return plan
     if component is None:
-        return replace(plan, actions=tuple(action for action in plan.actions if action is not change), guarantee=None)
+        return _guaranteed(replace(plan, actions=tuple(action for action in plan.actions if action is not change)))
     now = replace(change, component=component)
     return replace(plan, actions=tuple(now if action is change else action for action in plan.actions))
 

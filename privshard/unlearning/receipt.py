@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ from privshard.core.privacy import PrivacySpend
 from privshard.core.removal import RemovalPlan
 from privshard.store.chain import model_run_id
 from privshard.store.views import ModelVersion
+from privshard.unlearning.plan import change_of
 
 MEANING: Mapping[str | None, str] = {
     "exact_drop": "The model is, bit for bit, the composition of the other components under public weights: nothing of "
@@ -55,13 +56,15 @@ def make_receipt(
     statement: str,
     counted: bool,
     insecure: bool,
+    bounded_edits: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The receipt of a completed removal as plain JSON, unsigned.
 
     It holds no raw identifier. Its counts and the shard are confidential: it is for the subject, the operator and
     their auditors. Once completed, the subject is suppressed. component_after: what replaced a retrained component.
     spend: of the subject's shard, this removal included. counted: a noisy count that included the subject is
-    in use. statement: of the model's guarantee by now.
+    in use. statement: of the model's guarantee by now. bounded_edits: those that stay and were learnt while the
+    shard's component was in the model.
     """
     return {
         "id": plan.request.id,
@@ -70,7 +73,7 @@ def make_receipt(
         "status": "done",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "guarantee": plan.guarantee,
-        "meaning": MEANING[plan.guarantee] + (_COUNTED if counted else ""),
+        "meaning": _meaning(plan, bounded_edits) + (_COUNTED if counted else ""),
         "actions": [asdict(action) for action in plan.actions],
         "component_after": component_after,
         "rows_erased": {"train": plan.num_train_rows, "eval": plan.num_eval_rows},
@@ -87,3 +90,26 @@ def make_receipt(
         "suppressed": True,
         "insecure": insecure,
     }
+
+
+def _meaning(plan: RemovalPlan, bounded_edits: Sequence[str]) -> str:
+    """What the guarantee means, edits and locators included."""
+    edits = sum(action.action == "drop_edit" for action in plan.actions)
+    retired = sum(action.action == "retire_locator" for action in plan.actions)
+    text = MEANING[plan.guarantee] if edits == 0 or change_of(plan) is not None else _EDITS_ALONE
+    if edits:
+        text += f" {edits} edit(s) were dropped, their images deleted; the model is without them, bit for bit."
+    if retired:
+        text += f" {retired} locator(s) were retired and deleted, with every edit whose neurons they chose."
+    if bounded_edits:
+        text += (
+            f" {len(bounded_edits)} edit(s) that stay were learnt on a model with the shard's component; what they can "
+            "reveal through it is bounded by differential privacy alone."
+        )
+    return text
+
+
+_EDITS_ALONE = (
+    "The model is, bit for bit, the composition of its components and of the other edits: no component has learnt from "
+    "the subject, and no edit that is left was learnt from an image of the subject."
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from privshard.core.digest import content_digest
+from privshard.core.edit import EditRecord
 from privshard.core.errors import BudgetError
 from privshard.core.model import ComponentRecord, Composition
 from privshard.core.partition import Partition
@@ -20,9 +22,12 @@ from privshard.core.privacy import MechanismPlan, PrivacySpend
 from privshard.core.removal import RemovalPlan, RemovalRequest
 from privshard.data.shards import ShardRows, read_partition, write_partition
 from privshard.store.components import component_id
+from privshard.store.edits import edit_id, save_edit, save_locator
 from privshard.store.workspace import Workspace
 from privshard.unlearning import eval_cache
 from privshard.unlearning.cascade import execute, pending
+from privshard.unlearning.clean_up import clean_up
+from privshard.unlearning.edits import is_private, touched
 from privshard.unlearning.eval_cache import EvalCache
 from privshard.unlearning.live import component_of
 from privshard.unlearning.model_files import write_model
@@ -147,15 +152,50 @@ class World:
         spent = len(self.workspace.ledger.spent_plans(presence.shard))
         subject_hash = self.workspace.subject_hash(subject)
         number = len(self.workspace.ledger.requests())
+        component = self.component(presence.shard)
+        leaving = component if presence.num_train_rows else None
+        private = is_private(self.workspace.ledger, self.spend(presence.shard))
+        reached = touched(self.workspace, subject_hash, leaving=leaving, private=private)
         return plan_removal(
             RemovalRequest(request or f"q{number}", subject_hash, mode),
             presence,
-            component=self.component(presence.shard),
+            component=component,
             mode=mode,
             retrain_refused=None if spent < self.budget else "the limit is reached.",
             seeded=self.workspace.ledger.get("insecure_seed") is not None,
             already=subject_hash in self.workspace.ledger.suppressed(),
+            reached=reached.actions,
+            taught_edits=reached.about_subject,
         )
+
+    def edit(self, subject: str, *, locator: str | None = None, beside: tuple[str, ...] = (), publish=True) -> str:
+        """An edit that was learnt from an image of `subject` on the current model; its id."""
+        rng = np.random.default_rng(len(self.composition.added) + 1)
+        arrays = {"w/index": np.array([0], dtype=np.int32), "w/value": rng.standard_normal((1, 2)).astype(np.float32)}
+        identity = edit_id(arrays, base=BASE, space="tangent")
+        parts = tuple(self.composition.averaged)
+        record = EditRecord(identity, BASE, "tangent", locator, 0.1, ("ffn:1",), parts, beside)
+        header = {"base": BASE, "space": "tangent", "locator": locator or ""}
+        content = f"image of {subject}".encode()
+        image = {"digest": content_digest(content), "label": "cat", "content": b64encode(content).decode()}
+        private = {"subjects": [self.workspace.subject_hash(subject)], "components": list(parts), "images": [image]}
+        save_edit(self.workspace.objects, record, arrays, header=header, private=private)
+        if publish:
+            self.workspace.ledger.add_model(self.composition.adding(identity), reason=f"edit {identity}")
+            clean_up(self.workspace)
+        return identity
+
+    def locator(self, *subjects: str) -> str:
+        """An active locator that was trained on images of `subjects`; its digest."""
+        digest = content_digest(" ".join(subjects).encode())
+        hashes = [self.workspace.subject_hash(subject) for subject in subjects]
+        private = {"subjects": hashes, "components": list(self.composition.averaged)}
+        arrays = {"w": np.zeros(2, dtype=np.float32)}
+        header = {"digest": digest, "base": BASE}
+        objects, ledger = self.workspace.objects, self.workspace.ledger
+        save_locator(objects, ledger, digest, arrays, header=header, private=private)
+        self.workspace.write_manifest()
+        return digest
 
     def execute(self, plan: RemovalPlan, subject: str, **changes: Any) -> dict[str, Any] | None:
         options: dict[str, Any] = {

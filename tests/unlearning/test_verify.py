@@ -12,6 +12,7 @@ import pytest
 from privshard.core.model import Composition
 from privshard.core.removal import RemovalRequest
 from privshard.data.shards import ShardRows, encode_partition, part_path, write_partition
+from privshard.store.layout import edit_path, edit_private_path, locator_path
 from privshard.unlearning import eval_cache
 from privshard.unlearning.model_files import write_model
 from privshard.unlearning.verify import CHECKS, checks
@@ -323,6 +324,60 @@ def a_half_written_file_is_left(world, edit_json):
 @damages("temporary files")
 def a_stranger_is_there(world, edit_json):
     world.workspace.objects.write("export/people.parquet", b"personal")
+
+
+@damages("edits")
+def an_edit_is_changed(world, edit_json):
+    path = world.root / edit_path(world.edit("ada"))
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@damages("edits")
+def an_edit_lost_its_private_file(world, edit_json):
+    (world.root / edit_private_path(world.edit("ada"))).unlink()
+
+
+@damages("edits")
+def an_edits_image_is_another(world, edit_json):
+    path = edit_private_path(world.edit("ada"))
+    side = world.workspace.objects.read_json(path)
+    side["images"][0]["content"] = "AAAA"
+    edit_json(world.root / path, images=side["images"])
+
+
+@damages("edits")
+def an_edit_is_of_somebody_forgotten(world, edit_json):
+    gone = world.rows(1).subjects[0]
+    world.forget(gone, "drop")
+    world.edit(gone)
+
+
+@damages("edits")
+def an_edit_outlived_the_one_it_was_learnt_beside(world, edit_json):
+    world.edit("ada", beside=("f" * 64,))
+
+
+@damages("locators")
+def a_locator_lost_its_weights(world, edit_json):
+    (world.root / locator_path(world.locator("ada"))).unlink()
+
+
+@damages("locators")
+def a_locator_knows_somebody_forgotten(world, edit_json):
+    gone = world.rows(1).subjects[0]
+    world.forget(gone, "drop")
+    world.locator("ada", gone)
+
+
+@damages("leftover edits")
+def an_edit_is_left_that_no_model_names(world, edit_json):
+    world.edit("ada", publish=False)
+
+
+@damages("leftover edits")
+def parts_of_a_locator_are_left(world, edit_json):
+    world.workspace.objects.write("locators/training/episodes-00000.safetensors", b"personal")
 
 
 def publish(world, components):

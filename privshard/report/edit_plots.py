@@ -1,0 +1,120 @@
+"""Plots of edits as files: the Pareto front of places, curves over strength, the mask over layers, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privshard.core.errors import InputError
+from privshard.report.svg import new_figure
+from privshard.store.disk import make_folder, write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+COLOURS = ("#1f5fa8", "#d1602a", "#3b8f5a", "#8a4fa3", "#a8842a", "#b0304f", "#4a7f8f", "#6b6b6b", "#202020", "#8fa83b")
+MARKERS = "osD^vP*Xph"
+
+
+def pareto_plot(path: Path, candidates: Sequence[Mapping[str, Any]], *, chosen: str) -> None:
+    """Generalization against locality of every candidate of a search; the front joined, the choice named."""
+    figure = new_figure(6.4, 4.6)
+    axes = figure.add_subplot()
+    for candidate in candidates:
+        x, y, name = candidate["locality"], candidate["generalization"], candidate["places"]
+        colour = COLOURS[0] if "attention" not in name else COLOURS[1] if "ffn" not in name else COLOURS[3]
+        axes.scatter([x], [y], s=60 if name == chosen else 28, color=colour, zorder=3,
+                     edgecolors="black" if name == chosen else "none", linewidths=1.4)  # fmt: skip
+    front = sorted((c["locality"], c["generalization"], c["places"]) for c in candidates if c["on_front"])
+    axes.plot([x for x, _, _ in front], [y for _, y, _ in front], color="#999999", linewidth=1, zorder=2)
+    lows = [c["locality"] for c in candidates]
+    middle = (min(lows) + max(lows)) / 2
+    shown = {(x, y): name for x, y, name in front}
+    shown |= {(c["locality"], c["generalization"]): f"{chosen} (chosen)" for c in candidates if c["places"] == chosen}
+    for at, ((x, y), name) in enumerate(sorted(shown.items())):
+        left = x > middle
+        axes.annotate(name, (x, y), xytext=(-7 if left else 7, 9 if at % 2 else -12), textcoords="offset points",
+                      fontsize=8, ha="right" if left else "left")  # fmt: skip
+    for label, colour in (("FFN", COLOURS[0]), ("attention", COLOURS[1]), ("both", COLOURS[3])):
+        axes.scatter([], [], s=28, color=colour, label=label)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.set_xlabel("locality: predictions kept on sensitive examples")
+    axes.set_ylabel("generalization: accuracy on the others of the group")
+    axes.margins(0.12)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    save_figure(figure, path)
+
+
+def front_plot(path: Path, curves: Mapping[str, np.ndarray], *, title: str) -> None:
+    """The mean (generalization, locality) of each method, one point a strength, joined in order."""
+    figure = new_figure(7.4, 5.0)
+    axes = figure.add_subplot()
+    for at, (name, points_S2) in enumerate(curves.items()):
+        ours = {"markersize": 7, "linewidth": 2.2, "zorder": 4} if at == 0 else {"markersize": 5, "linewidth": 1.1}
+        marker, colour = MARKERS[at % len(MARKERS)], COLOURS[at % len(COLOURS)]
+        axes.plot(points_S2[:, 1], points_S2[:, 0], color=colour, marker=marker, label=name, **ours)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set_xlabel("locality")
+    axes.set_ylabel("generalization")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    save_figure(figure, path)
+
+
+def mask_plot(path: Path, shares: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) -> None:
+    """How much of each matrix is kept: method -> matrix -> one share for each edit; bars are means, dots are edits."""
+    figure = new_figure(7.4, 3.6)
+    axes = figure.add_subplot()
+    names = list(next(iter(shares.values())))
+    wide = 0.8 / len(shares)
+    for at, (method, by_name) in enumerate(shares.items()):
+        places = [slot + (at - (len(shares) - 1) / 2) * wide for slot in range(len(names))]
+        means = [sum(by_name[name]) / len(by_name[name]) for name in names]
+        axes.bar(places, means, width=wide * 0.92, color=COLOURS[at], label=method, alpha=0.85)
+        for place, name in zip(places, names, strict=True):
+            axes.scatter([place] * len(by_name[name]), by_name[name], s=4, color="#333333", alpha=0.25, zorder=3)
+    axes.set_xticks(
+        range(len(names)),
+        [name.removesuffix(".weight").replace("blocks.", "block ").replace(".mlp.", "\n") for name in names],
+    )
+    axes.set_ylabel("share of neurons kept")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_title(title, fontsize=10, loc="left")
+    save_figure(figure, path)
+
+
+def before_after_plot(path: Path, rows: Sequence[tuple[Image, str, str, str]], *, title: str) -> None:
+    """Images with their label and the prediction before and after: (image, label, before, after) each."""
+    columns = min(6, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = new_figure(1.75 * columns, 2.45 * lines + 0.4)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    for at in range(columns * lines):
+        axes = figure.add_subplot(lines, columns, at + 1)
+        axes.axis("off")
+        if at < len(rows):
+            image, label, before, after = rows[at]
+            axes.imshow(image)
+            right = after == label
+            axes.set_title(f"label {label}\n{before} → {after}", fontsize=8, color=COLOURS[2] if right else COLOURS[5])
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg or .png, whole or not at all; the same figure gives the same bytes."""
+    import matplotlib
+
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise InputError(f"plot: expected a file that ends with .svg or .png, got {path}.")
+    buffer = BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "privshard"}):
+        figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
+    make_folder(path.parent)
+    write_whole(path, buffer.getvalue())
