@@ -49,26 +49,9 @@ def calls(monkeypatch) -> list:
 
 
 def test_apply_passes_everything_on_and_tells_what_happened(calls, capsys):
-    status = main(
-        [
-            "edit",
-            "apply",
-            "w",
-            "-i",
-            "a.png",
-            "-l",
-            "cat",
-            "-i",
-            "b.png",
-            "-l",
-            "dog",
-            "--subject",
-            "x",
-            "--subject",
-            "y",
-        ]
-        + ["--keep", "0.1", "--locator", "f", "--lr", "0.5", "--steps", "7", "--model", "vit", "--sensitive", "d"]
-    )
+    images = ["-i", "a.png", "-l", "cat", "-i", "b.png", "-l", "dog", "--subject", "x", "--subject", "y"]
+    how = ["--keep", "0.1", "--locator", "f", "--lr", "0.5", "--steps", "7", "--model", "vit", "--sensitive", "d"]
+    status = main(["edit", "apply", "w", *images, *how])
     shown = capsys.readouterr().out
     assert status == 0
     assert calls == [
