@@ -26,20 +26,23 @@ def pareto_plot(path: Path, candidates: Sequence[Mapping[str, Any]], *, chosen: 
     axes = figure.add_subplot()
     for candidate in candidates:
         x, y, name = candidate["locality"], candidate["generalization"], candidate["places"]
-        colour = COLOURS[0] if "attention" not in name else COLOURS[1] if "ffn" not in name else COLOURS[3]
+        colour = {"FFN": COLOURS[0], "attention": COLOURS[1], "both": COLOURS[3]}[_kind(name)]
         axes.scatter([x], [y], s=60 if name == chosen else 28, color=colour, zorder=3,
                      edgecolors="black" if name == chosen else "none", linewidths=1.4)  # fmt: skip
     front = sorted((c["locality"], c["generalization"], c["places"]) for c in candidates if c["on_front"])
     axes.plot([x for x, _, _ in front], [y for _, y, _ in front], color="#999999", linewidth=1, zorder=2)
     lows = [c["locality"] for c in candidates]
     middle = (min(lows) + max(lows)) / 2
-    shown = {(x, y): name for x, y, name in front}
-    shown |= {(c["locality"], c["generalization"]): f"{chosen} (chosen)" for c in candidates if c["places"] == chosen}
+    shown = {(x, y): _short(name) for x, y, name in front}
+    picked = f"{_short(chosen)} (chosen)"
+    shown |= {(c["locality"], c["generalization"]): picked for c in candidates if c["places"] == chosen}
     for at, ((x, y), name) in enumerate(sorted(shown.items())):
         left = x > middle
         axes.annotate(name, (x, y), xytext=(-7 if left else 7, 9 if at % 2 else -12), textcoords="offset points",
                       fontsize=8, ha="right" if left else "left")  # fmt: skip
-    for label, colour in (("FFN", COLOURS[0]), ("attention", COLOURS[1]), ("both", COLOURS[3])):
+    kinds = {"FFN": COLOURS[0], "attention": COLOURS[1], "both": COLOURS[3]}
+    used = {_kind(candidate["places"]) for candidate in candidates}
+    for label, colour in ((label, kinds[label]) for label in kinds if label in used):
         axes.scatter([], [], s=28, color=colour, label=label)
     axes.legend(frameon=False, fontsize=8, loc="best")
     axes.set_xlabel("locality: predictions kept on sensitive examples")
@@ -92,7 +95,7 @@ def before_after_plot(path: Path, rows: Sequence[tuple[Image, str, str, str]], *
     """Images with their label and the prediction before and after: (image, label, before, after) each."""
     columns = min(6, len(rows))
     lines = -(-len(rows) // columns)
-    figure = new_figure(1.75 * columns, 2.45 * lines + 0.4)
+    figure = new_figure(1.75 * columns, 2.2 * lines + 0.3)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for at in range(columns * lines):
         axes = figure.add_subplot(lines, columns, at + 1)
@@ -103,6 +106,31 @@ def before_after_plot(path: Path, rows: Sequence[tuple[Image, str, str, str]], *
             right = after == label
             axes.set_title(f"label {label}\n{before} → {after}", fontsize=8, color=COLOURS[2] if right else COLOURS[5])
     save_figure(figure, path)
+
+
+def _kind(places: str) -> str:
+    """What a group of places consists of."""
+    return "FFN" if "attention" not in places else "attention" if "ffn" not in places else "both"
+
+
+def _short(places: str) -> str:
+    """The places for a label: ffn:7,ffn:8,ffn:9 becomes ffn 7–9."""
+    blocks: dict[str, list[int]] = {}
+    for part in places.split(","):
+        kind, _, block = part.partition(":")
+        blocks.setdefault(kind, []).append(int(block))
+    named = []
+    for kind, numbers in blocks.items():
+        numbers.sort()
+        runs = [[number] for number in numbers[:1]]
+        for number in numbers[1:]:
+            if number == runs[-1][-1] + 1:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        shown = [f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+        named.append(f"{kind} {', '.join(shown)}")
+    return " + ".join(named)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
