@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from privshard.api.decompose_use import analyse as analyse
     from privshard.api.decompose_use import recompose as recompose
     from privshard.api.decompose_use import sizes as sizes
+    from privshard.api.edit_applying import edit_apply as edit_apply
+    from privshard.api.edit_exporting import edit_export as edit_export
+    from privshard.api.edit_reverting import edit_revert as edit_revert
+    from privshard.api.edit_searching import edit_search as edit_search
+    from privshard.api.edit_training import edit_train_locator as edit_train_locator
     from privshard.api.reading import evaluate as evaluate
     from privshard.api.reading import import_folder as import_folder
     from privshard.api.reading import influence as influence
@@ -38,6 +43,11 @@ _HOMES = {
     "Recipe": "privshard.api.recipe",
     "Workspace": "privshard.store.workspace",
     "audit": "privshard.api.auditing",
+    "edit_apply": "privshard.api.edit_applying",
+    "edit_export": "privshard.api.edit_exporting",
+    "edit_revert": "privshard.api.edit_reverting",
+    "edit_search": "privshard.api.edit_searching",
+    "edit_train_locator": "privshard.api.edit_training",
     "forget": "privshard.api.removal",
     **dict.fromkeys(("cancel", "status", "timeline", "train_detached"), "privshard.api.running"),
     "sweep": "privshard.api.sweeping",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -14,6 +15,14 @@ app = typer.Typer(
     help="Change a few neurons where a model is wrong, and take such edits out again.",
     no_args_is_help=True,
 )
+
+
+def api() -> ModuleType:
+    """`privshard.api`, imported when a command runs: --help needs none of it."""
+    from privshard import api
+
+    return api
+
 
 Target = Annotated[str, typer.Argument(metavar="WORKSPACE", help="A workspace, or with --model a plain model file.")]
 ModelOption = Annotated[
@@ -53,15 +62,13 @@ def apply(
     debug: DebugOption = False,
 ) -> int:
     """Make images right by changing a few neurons; several images give one edit."""
-    from privshard.api.edit_apply import KEEP, edit_apply
 
     return Frame("edit apply", as_json=as_json, debug=debug).execute(
-        lambda on_progress: edit_apply(
+        lambda on_progress: api().edit_apply(
             target,
             images=images,
             labels=labels,
             subjects=subjects or (),
-            keep=KEEP if keep is None else keep,
             locator=locator,
             places=places,
             lr=lr,
@@ -69,6 +76,7 @@ def apply(
             sensitive_data=sensitive,
             model=model,
             on_progress=on_progress,
+            **({} if keep is None else {"keep": keep}),
         ),
         show=render_edit.applied,
     )
@@ -85,10 +93,9 @@ def revert(
     debug: DebugOption = False,
 ) -> int:
     """Take edits out again; the model is what it was without them, bit for bit."""
-    from privshard.api.edit_revert import edit_revert
 
     return Frame("edit revert", as_json=as_json, debug=debug).execute(
-        lambda _: edit_revert(target, edits=edits or (), everything=everything), show=render_edit.reverted
+        lambda _: api().edit_revert(target, edits=edits or (), everything=everything), show=render_edit.reverted
     )
 
 
@@ -101,10 +108,9 @@ def export(
     debug: DebugOption = False,
 ) -> int:
     """Write a plain model's weights with its edits added."""
-    from privshard.api.edit_export import edit_export
 
     return Frame("edit export", as_json=as_json, debug=debug).execute(
-        lambda _: edit_export(target, model=model, out=out), show=render_edit.exported
+        lambda _: api().edit_export(target, model=model, out=out), show=render_edit.exported
     )
 
 
@@ -126,12 +132,11 @@ def train_locator(
     debug: DebugOption = False,
 ) -> int:
     """Meta-train, on unlabeled images, what says where to edit."""
-    from privshard.api.edit_train import edit_train_locator
     from privshard.editing.training import LocatorOptions
 
     frame = Frame("edit train-locator", as_json=as_json, debug=debug, resumes=True)
     return frame.execute(
-        lambda on_progress: edit_train_locator(
+        lambda on_progress: api().edit_train_locator(
             target,
             images=images,
             out=out,
@@ -163,10 +168,9 @@ def search(
     debug: DebugOption = False,
 ) -> int:
     """Search greedily for the blocks and kinds where edits generalize and stay local."""
-    from privshard.api.edit_search import edit_search
 
     return Frame("edit search", as_json=as_json, debug=debug).execute(
-        lambda on_progress: edit_search(
+        lambda on_progress: api().edit_search(
             target,
             data=data,
             sensitive_data=sensitive,

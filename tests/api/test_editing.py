@@ -15,11 +15,11 @@ from tiny_vits import tiny_vit
 
 from privshard.api import budget, evaluate, forget, influence, predict, schemas, train, verify
 from privshard.api.composed import summed
-from privshard.api.edit_apply import edit_apply
-from privshard.api.edit_export import edit_export
-from privshard.api.edit_revert import edit_revert
-from privshard.api.edit_search import edit_search
-from privshard.api.edit_train import edit_train_locator
+from privshard.api.edit_applying import edit_apply
+from privshard.api.edit_exporting import edit_export
+from privshard.api.edit_reverting import edit_revert
+from privshard.api.edit_searching import edit_search
+from privshard.api.edit_training import edit_train_locator
 from privshard.core.errors import InputError
 from privshard.data.images import image_batches
 from privshard.editing.training import LocatorOptions
