@@ -1,0 +1,82 @@
+"""The Jacobian of a shard as a linear map: products with it and its transpose, in the order of ids.
+
+n examples, C classes, P numbers of a displacement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from privshard.core.method import Constants, Method
+
+
+class LinearMap:
+    """J of a method that is linear in its displacement, over the rows of one shard.
+
+    Rows are taken in ascending order of `ids`, in batches of `max_rows`, and all sums are in double precision in that
+    order: the order in which rows are given leaves no trace, not a bit. Products are computed in the method's own
+    precision, of a direction scaled to unit norm, so that their relative error is that of the method.
+    """
+
+    def __init__(self, method: Method, constants: Constants, *, ids: Sequence[str], max_rows: int = 512) -> None:
+        self._method = method
+        self._shapes = dict(sorted(method.shapes().items()))
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        device = next(iter(constants.values())).device
+        self.order_n = torch.tensor(order, device=device)
+        self._constants = constants
+        self._max_rows = max_rows
+        double = any(tensor.dtype == torch.float64 for tensor in constants.values())
+        self.dtype = torch.float64 if double else torch.float32
+        self.zero = {
+            name: torch.zeros(shape, dtype=self.dtype, device=device) for name, shape in self._shapes.items()
+        }
+        self.size = sum(tensor.numel() for tensor in self.zero.values())
+        self.device = device
+        self.base_nC = torch.cat([self._method.logits(part, self.zero).double() for part in self.batches()])
+
+    def __len__(self) -> int:
+        return len(self.order_n)
+
+    def batches(self) -> Iterator[Constants]:
+        """The constants, batch by batch."""
+        for start in range(0, len(self), self._max_rows):
+            at = self.order_n[start : start + self._max_rows]
+            yield {name: tensor[at] for name, tensor in self._constants.items()}
+
+    def times(self, direction_P: Tensor) -> Tensor:
+        """J d, (n, C), in double precision."""
+        norm = direction_P.norm()
+        if not norm > 0:
+            return torch.zeros_like(self.base_nC)
+        unit = self.tensors(direction_P / norm)
+        parts = [self._method.logits(part, unit).double() for part in self.batches()]
+        return (torch.cat(parts) - self.base_nC) * norm
+
+    def transposed(self, cotangent_nC: Tensor) -> Tensor:
+        """J^T r, (P,), in double precision."""
+        scale = cotangent_nC.abs().max()
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        if not scale > 0:
+            return total
+        start = 0
+        for part in self.batches():
+            rows = len(next(iter(part.values())))
+            cotangent = (cotangent_nC[start : start + rows] / scale).to(self.dtype)
+            gradients = self._method.gradients(part, self.zero, cotangent)
+            total += self.flat(gradients.weighted_sum(torch.ones(rows, dtype=self.dtype, device=self.device)))
+            start += rows
+        return total * scale
+
+    def flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors by name as one vector in double precision, names in sorted order."""
+        return torch.cat([tensors[name].double().flatten() for name in self._shapes])
+
+    def tensors(self, vector_P: Tensor) -> dict[str, Tensor]:
+        """The inverse of `flat`, in the method's precision: fp32, but for constants in double precision."""
+        sizes = [tensor.numel() for tensor in self.zero.values()]
+        parts = vector_P.to(self.dtype).split(sizes)
+        return {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
