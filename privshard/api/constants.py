@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +41,68 @@ _DEFAULTS: dict[tuple[str, bool], Optimization] = {
     ("gift", False): Optimization(150, 0.2, TrainingParams(lr=3e-3, optimizer="adam", average_from=0.75)),
     ("prompts", False): Optimization(150, 0.2, TrainingParams(lr=1e-2, optimizer="adam", average_from=0.75)),
 }
-"""(method, private) -> defaults, chosen on train splits. Under differential privacy every unit takes part in every
-step: with a cached base that is cheap, and it gives the most signal for a given epsilon."""
+"""(method, private) -> defaults of step by step training, chosen on train splits. Under differential privacy every unit
+takes part in every step: with a cached base that is cheap, and it gives the most signal for a given epsilon."""
+
+_EXACT: dict[str, Optimization] = {
+    "tangent": Optimization(
+        2000,
+        1.0,
+        TrainingParams(
+            lr=1.0,
+            optimizer="exact",
+            loss="square",
+            average_from=1.0,
+            weight_decay=0.003,
+            layer_scales={"head.*": 0.3},
+        ),
+    ),
+    "head": Optimization(
+        2000, 1.0, TrainingParams(lr=1.0, optimizer="exact", loss="square", average_from=1.0, weight_decay=0.03)
+    ),
+}
+"""Method -> defaults of the optimum, the default without differential privacy for the methods that have one. `steps`
+bounds the products with the Jacobian."""
+
+_ITERATIVE = ("sample_rate", "lr", "momentum", "average_from")
 
 
 def optimization(recipe: Recipe) -> Optimization:
-    """The recipe's training section with the method's defaults filled in."""
-    default = _DEFAULTS[(recipe.method.name, recipe.private)]
+    """The recipe's training section with the method's defaults filled in.
+
+    Without differential privacy that is the exact optimum, unless the recipe names another optimizer, or a number that
+    only means something step by step.
+    """
     given = {key: value for key, value in recipe.training.model_dump().items() if value is not None}
+    exact = _is_exact(recipe, given)
+    default = _EXACT[recipe.method.name] if exact else _DEFAULTS[(recipe.method.name, recipe.private)]
     mine = {key: given.pop(key, getattr(default, key)) for key in ("steps", "sample_rate", "center")}
     return Optimization(params=TrainingParams(**{**vars(default.params), **given}), **mine)
+
+
+def _is_exact(recipe: Recipe, given: Mapping[str, Any]) -> bool:
+    """Whether the optimum is to be found; InputError where it is asked for and can't be."""
+    name, stepwise = recipe.method.name, [key for key in (*_ITERATIVE, "steps") if key in given]
+    if given.get("optimizer") != "exact":
+        return "optimizer" not in given and not recipe.private and name in _EXACT and not stepwise
+    if recipe.private:
+        raise InputError(
+            "training.optimizer: expected sgd or adam under differential privacy, got exact: the optimum depends on "
+            "every row without noise.",
+            remedy="Leave training.optimizer out, or set privacy.epsilon to null.",
+        )
+    if name not in _EXACT:
+        raise InputError(
+            f"training.optimizer: exact expects a method that is linear in what it learns ({', '.join(_EXACT)}), "
+            f"got {name}.",
+            remedy="Leave training.optimizer out.",
+        )
+    if stepwise and stepwise != ["steps"]:
+        raise InputError(
+            f"training.{stepwise[0]}: expected null beside training.optimizer exact, which takes no steps.",
+            remedy="The optimum depends on loss, weight_decay, layer_scales and center alone.",
+        )
+    return True
 
 
 def public_classes(recipe: Recipe) -> tuple[str, ...] | None:

@@ -206,12 +206,15 @@ class TrainingSection(Section):
 
     center: whether a (noisy) mean of the features is released first, to centre the head's input by. augmentations: how
     many fixed crops of each example are learnt from beside it, as one example. flips: every other one is mirrored.
+    optimizer exact: the optimum itself, with weight_decay as its ridge and at most `steps` products with the Jacobian;
+    only without differential privacy, where it is the default. layer_scales: e.g. {head.*: 0.3}, how much further those
+    parameters move than others.
     """
 
     steps: Count | None = Field(default=None, description="a whole number, 1 or more, or null")
     sample_rate: float | None = Field(default=None, gt=0, le=1, description="a number above 0, at most 1, or null")
     center: bool | None = Field(default=None, description="true, false or null")
-    optimizer: Literal["sgd", "adam"] | None = Field(default=None, description="sgd, adam or null")
+    optimizer: Literal["sgd", "adam", "exact"] | None = Field(default=None, description="sgd, adam, exact or null")
     lr: float | None = Field(default=None, gt=0, description="a number above 0, or null")
     momentum: float | None = Field(default=None, ge=0, lt=1, description="a number from 0, below 1, or null")
     loss: Literal["cross_entropy", "square"] | None = Field(default=None, description="cross_entropy, square or null")
@@ -221,6 +224,9 @@ class TrainingSection(Section):
     weight_decay: float | None = Field(default=None, ge=0, description="a number, 0 or more, or null")
     augmentations: int = Field(default=0, ge=0, le=64, description="a whole number from 0 to 64")
     flips: bool = Field(default=True, description="true or false")
+    layer_scales: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="a mapping of parameter patterns to numbers above 0, or null"
+    )
 
 
 class ExecutionSection(Section):

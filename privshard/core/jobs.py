@@ -20,17 +20,20 @@ class TrainingParams:
     average_from: the component is the mean of the iterates after this fraction of the steps, in [0, 1]; 1 keeps the
     last one. Averaging is post-processing, so it is free under differential privacy. augmentations: how many fixed,
     changed copies of each example are learnt from beside itself; its gradient is their mean. flips: whether some of the
-    copies are mirrored.
+    copies are mirrored. optimizer "exact": no steps at all but the optimum itself, with weight_decay as its ridge; only
+    without differential privacy. layer_scales: shell pattern of parameter names -> how much further they move
+    (`privshard.training.scaled`).
     """
 
     lr: float
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "exact"] = "sgd"
     momentum: float = 0.0
     loss: Literal["cross_entropy", "square"] = "cross_entropy"
     average_from: float = 0.5
     weight_decay: float = 0.0
     augmentations: int = 0
     flips: bool = True
+    layer_scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

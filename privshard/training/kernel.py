@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from privshard.core.method import Method
+from privshard.core.method import LinearMethod
 from privshard.tangent.gram import cross_gram, gram_width
 from privshard.tangent.places import Places
 from privshard.training.linear_map import LinearMap
 
 
-def kernel(method: Method, jacobian: LinearMap) -> Tensor | None:
+def kernel(method: LinearMethod, jacobian: LinearMap) -> Tensor | None:
     """J J^T, (N, N), row i * C + c for class c of example i, in double precision; None for a method whose gradients
     don't come in factors.
 
@@ -33,14 +33,15 @@ def kernel(method: Method, jacobian: LinearMap) -> Tensor | None:
             rows, columns = slice(starts[i], starts[i + 1]), slice(starts[j], starts[j + 1])
             for c, one in enumerate(left):
                 for d, other in enumerate(right):
-                    assert one is not None and other is not None
+                    assert one is not None
+                    assert other is not None
                     block = cross_gram(one, other).double()
                     out[rows, c, columns, d] = block
                     out[columns, d, rows, c] = block.mT
     return out.reshape(num * classes, num * classes)
 
 
-def kernel_width(method: Method, jacobian: LinearMap) -> int | None:
+def kernel_width(method: LinearMethod, jacobian: LinearMap) -> int | None:
     """About how many multiplications an entry of the kernel takes; None where `kernel` has no factors to use."""
     part = next(jacobian.batches())
     one = {name: tensor[:1] for name, tensor in part.items()}
@@ -48,7 +49,7 @@ def kernel_width(method: Method, jacobian: LinearMap) -> int | None:
     return gram_width(gradients) if isinstance(gradients, Places) else None
 
 
-def _by_class(method: Method, part: dict[str, Tensor], jacobian: LinearMap) -> list[Places | None]:
+def _by_class(method: LinearMethod, part: dict[str, Tensor], jacobian: LinearMap) -> list[Places | None]:
     """For each class the gradients of its logit, of all examples of a batch."""
     rows, classes = len(next(iter(part.values()))), jacobian.base_nC.shape[1]
     found: list[Places | None] = []

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from privshard.core.method import Constants, Method
+from privshard.core.method import Constants, LinearMethod
+from privshard.training.gather import take
 
 
 class LinearMap:
@@ -18,24 +20,31 @@ class LinearMap:
 
     Rows are taken in ascending order of `ids`, in batches of `max_rows`, and all sums are in double precision in that
     order: the order in which rows are given leaves no trace, not a bit. Products are computed in the method's own
-    precision, of a direction scaled to unit norm, so that their relative error is that of the method.
+    precision, of a direction scaled to unit norm, so that their relative error is that of the method. device: where it is
+    computed; constants may lie elsewhere (`privshard.training.gather`).
     """
 
-    def __init__(self, method: Method, constants: Constants, *, ids: Sequence[str], max_rows: int = 512) -> None:
+    def __init__(
+        self,
+        method: LinearMethod,
+        constants: Constants,
+        *,
+        ids: Sequence[str],
+        max_rows: int = 512,
+        device: torch.device | None = None,
+    ) -> None:
+        device = device or next(iter(constants.values())).device
+        self.device = device
         self._method = method
         self._shapes = dict(sorted(method.shapes().items()))
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        device = next(iter(constants.values())).device
-        self.order_n = torch.tensor(order, device=device)
+        self._order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+        self.order_n = torch.from_numpy(self._order).to(device)
         self._constants = constants
         self._max_rows = max_rows
         double = any(tensor.dtype == torch.float64 for tensor in constants.values())
         self.dtype = torch.float64 if double else torch.float32
-        self.zero = {
-            name: torch.zeros(shape, dtype=self.dtype, device=device) for name, shape in self._shapes.items()
-        }
+        self.zero = {name: torch.zeros(shape, dtype=self.dtype, device=device) for name, shape in self._shapes.items()}
         self.size = sum(tensor.numel() for tensor in self.zero.values())
-        self.device = device
         self.base_nC = torch.cat([self._method.logits(part, self.zero).double() for part in self.batches()])
 
     def __len__(self) -> int:
@@ -44,8 +53,8 @@ class LinearMap:
     def batches(self) -> Iterator[Constants]:
         """The constants, batch by batch."""
         for start in range(0, len(self), self._max_rows):
-            at = self.order_n[start : start + self._max_rows]
-            yield {name: tensor[at] for name, tensor in self._constants.items()}
+            part = take(self._constants, self._order[start : start + self._max_rows], device=self.device)
+            yield {name: tensor.to(self.dtype) for name, tensor in part.items()}
 
     def times(self, direction_P: Tensor) -> Tensor:
         """J d, (n, C), in double precision."""

@@ -17,6 +17,8 @@ from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.sampling import PoissonSampler
 from privshard.privacy.stream import ChaChaStream, derive_key
 from privshard.training.gather import take
+from privshard.training.exact import train_exact
+from privshard.training.scaled import scaled, unscaled
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
 
@@ -55,7 +57,8 @@ def train_shard(
     Where the plan has one, the noisy mean of the units' features comes first and centres the head's input. Then per
     step: Poisson-sample units, sum their clipped gradients, add the plan's noise, divide by the plan's expected
     number of units (without differential privacy: by that of the shard's own), step the optimizer. The component is
-    the average of the last iterates. An empty batch is a step, and an empty shard (constants None) trains on pure
+    the average of the last iterates. With params.optimizer "exact", and without privacy, it is the optimum instead
+    (`privshard.training.exact`). An empty batch is a step, and an empty shard (constants None) trains on pure
     noise: that it is empty stays private.
 
     Guaranteed: (epsilon, delta) of `plan` for everything in the returned tensors, as the accountant composed it; the
@@ -72,6 +75,18 @@ def train_shard(
     fresh and never stored in production; sampling and noise keys are derived from it separately.
     """
     started = time.perf_counter()
+    method = scaled(method, params.layer_scales)
+    if params.optimizer == "exact":
+        tensors = train_exact(
+            method,
+            constants,
+            labels_B=labels_B,
+            plan=plan,
+            params=params,
+            max_rows=max_rows,
+            on_step=lambda done: on_step(done, plan.steps),
+        )
+        return Trained(tensors, time.perf_counter() - started)
     units = Units.of(unit_of_row)
     if not plan.private:  # no other shard's rows enter, not even by their number
         plan = replace(plan, expected_units=plan.sample_rate * max(1, len(units)))
@@ -112,7 +127,8 @@ def train_shard(
         tail.add(step)
         on_step(step + 1, plan.steps)
     optimizer.check_complete()
-    trained = tail.value() if center_D is None else method.uncentered(tail.value(), center_D)
+    trained = unscaled(method, tail.value())
+    trained = trained if center_D is None else method.uncentered(trained, center_D)
     tensors = {name: tensor.float().cpu() for name, tensor in learnt(method, trained).items()}
     own = {name: tensor.float().cpu() for name, tensor in trained.items() if name not in tensors}
     return Trained(tensors, time.perf_counter() - started, own)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from privshard.core.errors import InputError
-from privshard.core.method import Constants, Method
+from privshard.core.method import Constants, LinearMethod
 from privshard.training.convex import ConvexLoss
 from privshard.training.kernel import kernel, kernel_width
 from privshard.training.linear_map import LinearMap
@@ -46,7 +46,7 @@ class Optimum:
 
 
 def solve(
-    method: Method,
+    method: LinearMethod,
     constants: Constants,
     *,
     labels_n: Tensor,
@@ -82,7 +82,7 @@ def solve(
             f"training.weight_decay: expected a number above 0 for the exact optimum, got {ridge}.",
             remedy="It is the ridge that makes the optimum unique; 1e-3 to 1e-1 are usual.",
         )
-    jacobian = LinearMap(method, constants, ids=ids, max_rows=max_rows)
+    jacobian = LinearMap(method, constants, ids=ids, max_rows=max_rows, device=labels_n.device)
     problem = _Problem(jacobian, ConvexLoss(loss, labels_n[jacobian.order_n]), ridge, max_products, on_product)
     chosen = route or _cheaper(method, jacobian)
     if chosen == "dual":
@@ -234,7 +234,7 @@ def _curved(loss: ConvexLoss, logits_nC: Tensor, matrix_NN: Tensor) -> Tensor:
     return ((weighted_nCN - p_nC1 * weighted_nCN.sum(1, keepdim=True)) / num).view(size, size)
 
 
-def _cheaper(method: Method, jacobian: LinearMap) -> Route:
+def _cheaper(method: LinearMethod, jacobian: LinearMap) -> Route:
     """The route with fewer multiplications; the primal one where the kernel doesn't fit."""
     size = jacobian.base_nC.numel()
     width = kernel_width(method, jacobian) if size <= _MAX_KERNEL_ROWS else None

@@ -45,10 +45,29 @@ def test_nominal_numbers_belong_to_the_unit(make_recipe):
 @pytest.mark.parametrize("epsilon", [8.0, None])
 def test_every_method_has_defaults_and_the_recipe_overrides_them_key_by_key(name, epsilon):
     values = {"method": {"name": name}, "privacy": {"epsilon": epsilon}}
-    default = constants.optimization(Recipe(**values))
+    default = constants.optimization(Recipe(**values, training={} if epsilon else {"optimizer": "adam"}))
     changed = constants.optimization(Recipe(**values, training={"lr": 7.0, "steps": 11, "center": False}))
     assert (changed.params.lr, changed.steps, changed.center) == (7.0, 11, False)
     assert (changed.sample_rate, changed.params.optimizer) == (default.sample_rate, default.params.optimizer)
+
+
+@pytest.mark.parametrize("name", ["tangent", "head"])
+def test_without_privacy_the_default_is_the_optimum_unless_steps_are_asked_for(name):
+    values = {"method": {"name": name}, "privacy": {"epsilon": None}}
+    assert constants.optimization(Recipe(**values)).params.optimizer == "exact"
+    ridge = constants.optimization(Recipe(**values, training={"weight_decay": 0.5, "loss": "cross_entropy"}))
+    assert (ridge.params.optimizer, ridge.params.weight_decay, ridge.params.loss) == ("exact", 0.5, "cross_entropy")
+    for training in ({"lr": 0.1}, {"steps": 10}, {"optimizer": "sgd"}, {"average_from": 0.1}):
+        assert constants.optimization(Recipe(**values, training=training)).params.optimizer != "exact"
+    bounded = constants.optimization(Recipe(**values, training={"optimizer": "exact", "steps": 10}))
+    assert (bounded.steps, bounded.params.optimizer) == (10, "exact")
+
+
+def test_the_optimum_is_refused_where_it_would_leak_or_does_not_exist():
+    with pytest.raises(InputError, match=r"training\.optimizer.*depends on every row.*privacy\.epsilon to null"):
+        constants.optimization(Recipe(training={"optimizer": "exact"}))
+    with pytest.raises(InputError, match=r"training\.lr: expected null beside"):
+        constants.optimization(Recipe(privacy={"epsilon": None}, training={"optimizer": "exact", "lr": 0.1}))
 
 
 def test_fewer_units_than_shards_warn():

@@ -54,7 +54,8 @@ def test_gradients_of_different_methods_are_refused():
     model = freeze(tiny_vit())
     view, x, cotangent = view_vit(model), images(2, model), torch.ones(2, 5).double()
     found = [
-        method.gradients(method.encode(x), {}, cotangent) for method in (HeadMethod(view), tangent_engine(view, blocks=1))
+        method.gradients(method.encode(x), {}, cotangent)
+        for method in (HeadMethod(view), tangent_engine(view, blocks=1))
     ]
     with pytest.raises(InputError, match="of one method"):
         cross_gram(*found)

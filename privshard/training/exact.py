@@ -1,0 +1,83 @@
+"""The component of a shard without differential privacy as the optimum of its objective.
+
+B examples, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privshard.core.errors import InputError
+from privshard.core.jobs import TrainingParams
+from privshard.core.method import Constants, LinearMethod, Method
+from privshard.core.privacy import MechanismPlan
+from privshard.training.gather import take
+from privshard.training.scaled import unscaled
+from privshard.training.solver import solve
+
+
+def train_exact(
+    method: Method,
+    constants: Constants | None,
+    *,
+    labels_B: Tensor,
+    plan: MechanismPlan,
+    params: TrainingParams,
+    max_rows: int,
+    on_step: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """The displacement that `privshard.training.solver.solve` finds with ridge params.weight_decay, in at most
+    plan.steps products; rows in canonical order. Zero for an empty shard: it has nothing to learn.
+
+    Where the plan has a mean, the head's input is centred by that of the shard's own rows: the common part of all
+    features is then left to the bias, and not to the ridge.
+
+    InputError for a plan with differential privacy: the optimum is a function of the rows without any noise.
+    """
+    if plan.private:
+        raise InputError(
+            "training.optimizer: exact has no differential privacy, because the optimum depends on every row without "
+            "noise.",
+            remedy="Set training.optimizer to sgd (or leave it out), or privacy.epsilon to null.",
+        )
+    if not isinstance(method, LinearMethod):
+        raise InputError(
+            f"training.optimizer: exact expects a method that is linear in what it learns, got {method.name}.",
+            remedy="Leave training.optimizer out, or use tangent or head.",
+        )
+    if constants is None:
+        return {name: torch.zeros(shape) for name, shape in method.shapes().items()}
+    mean_D = (
+        _mean_feature(method, constants, max_rows, labels_B.device)
+        if plan.mean_releases and method.radius is not None
+        else None
+    )
+    centred = method if mean_D is None else method.centered(mean_D)
+    assert isinstance(centred, LinearMethod)
+    found = solve(
+        centred,
+        constants,
+        labels_n=labels_B,
+        ids=[f"{row:012d}" for row in range(len(labels_B))],
+        loss=params.loss,
+        ridge=params.weight_decay,
+        max_products=plan.steps,
+        max_rows=max_rows,
+        on_product=lambda done: on_step(min(done, plan.steps)),
+    )
+    tensors = unscaled(method, found.tensors)
+    return tensors if mean_D is None else method.uncentered(tensors, mean_D)
+
+
+def _mean_feature(method: Method, constants: Constants, max_rows: int, device: torch.device) -> Tensor:
+    """The mean of the rows' features (D,), in double precision on the CPU."""
+    num = len(next(iter(constants.values())))
+    parts = [
+        method.features(take(constants, np.arange(start, min(start + max_rows, num)), device=device))
+        for start in range(0, num, max_rows)
+    ]
+    return torch.cat(parts).double().mean(0).cpu()

@@ -1,0 +1,128 @@
+"""A method in coordinates in which some parameters move further than others: per-layer scales.
+
+B examples, C classes, U units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from privshard.core.displacement import Space
+from privshard.core.errors import InputError
+from privshard.core.method import Constants, LinearMethod, Method, UnitGradients
+from privshard.tangent.places import Direct, Outer, Places
+
+
+class ScaledMethod:
+    """`privshard.core.method.Method` that learns u with D = s * u, s_p > 0 a public constant of each parameter p.
+
+    The gradient for u is s * g, g the one for D. What that changes:
+
+    - clipping: a unit's norm is |s * g|^2 = sum_p s_p^2 |g_p|^2, so C bounds another ellipsoid. A layer with a larger
+      scale takes a larger share of the norm, and of the signal; noise N(0, (z C)^2) in u is N(0, (s_p z C)^2) in D. The
+      guarantee stays that of the plan, because the clipped vector is the one that noise is added to and s is public.
+      Only ratios matter: scaling all s_p and C by one factor, and lr by its inverse square, changes nothing.
+    - a step of size lr in u is one of lr s_p^2 in D.
+    - a ridge |u|^2 is sum_p |D_p|^2 / s_p^2.
+
+    Never derive a scale from private rows. Test: tests/training/test_scaled.py.
+    """
+
+    def __init__(self, inner: LinearMethod, scales: Mapping[str, float]) -> None:
+        self._inner, self._scales = inner, dict(scales)
+        self.name: str = inner.name
+        self.space: Space = inner.space
+        self.batch_scale: int = inner.batch_scale
+        self.wide: frozenset[str] = inner.wide
+        self.radius: float | None = inner.radius
+
+    def features(self, constants: Constants) -> Tensor:
+        """The head's input (B, D)."""
+        return self._inner.features(constants)
+
+    def centered(self, mean_D: Tensor) -> ScaledMethod:
+        """The same scales around the centred method."""
+        centred = self._inner.centered(mean_D)
+        assert isinstance(centred, LinearMethod)
+        return ScaledMethod(centred, self._scales)
+
+    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
+        """A displacement that is no longer scaled (`unscaled`), in the coordinates of the base itself."""
+        return self._inner.uncentered(displacement, mean_D)
+
+    def unscaled(self, displacement: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """D = s * u."""
+        return {name: tensor * self._scales[name] for name, tensor in displacement.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The inner method's."""
+        return self._inner.shapes()
+
+    def encode(self, images: Tensor) -> Constants:
+        """The inner method's."""
+        return self._inner.encode(images)
+
+    def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, C) of the base displaced by s * u."""
+        return self._inner.logits(constants, self.unscaled(displacement))
+
+    def gradients(
+        self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor
+    ) -> UnitGradients:
+        """s * g, example by example."""
+        gradients = self._inner.gradients(constants, self.unscaled(displacement), cotangent_BC)
+        if not isinstance(gradients, Places):
+            raise InputError(
+                f"training.layer_scales: expected a method whose gradients come in factors, got {self.name}.",
+                remedy="Leave layer_scales out, or use the methods tangent or head.",
+            )
+        return Places([_scaled(place, self._scales[place.name]) for place in gradients.places])
+
+
+def scaled(method: Method, patterns: Mapping[str, float]) -> Method:
+    """`method` with the scale of the pattern that each parameter's name matches, 1 where none does.
+
+    patterns: shell patterns such as "head.*" -> scale above 0. Without any, the method itself. InputError where a
+    pattern matches no parameter, or two match the same one.
+    """
+    if not patterns:
+        return method
+    if not isinstance(method, LinearMethod):
+        raise InputError(
+            f"training.layer_scales: expected a method that is linear in what it learns, got {method.name}.",
+            remedy="Leave layer_scales out, or use the methods tangent or head.",
+        )
+    names = sorted(method.shapes())
+    scales = dict.fromkeys(names, 1.0)
+    for name in names:
+        found = [pattern for pattern in sorted(patterns) if fnmatchcase(name, pattern)]
+        if len(found) > 1:
+            raise InputError(
+                f"training.layer_scales: expected one pattern for {name}, got {' and '.join(found)}.",
+                remedy="Make the patterns disjoint.",
+            )
+        if found:
+            scales[name] = float(patterns[found[0]])
+    unused = [pattern for pattern in sorted(patterns) if not any(fnmatchcase(name, pattern) for name in names)]
+    if unused:
+        raise InputError(
+            f"training.layer_scales: {unused[0]} matches no parameter of the method {method.name}.",
+            remedy=f"Its parameters are {', '.join(names[:4])}, …",
+        )
+    return ScaledMethod(method, scales)
+
+
+def unscaled(method: Method, displacement: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A displacement learnt by `method`, without its scales; as it is where the method has none."""
+    return method.unscaled(displacement) if isinstance(method, ScaledMethod) else dict(displacement)
+
+
+def _scaled(place: Outer | Direct, scale: float) -> Outer | Direct:
+    if isinstance(place, Direct):
+        return replace(place, g_BP=place.g_BP * torch.tensor(scale, dtype=place.g_BP.dtype))
+    return replace(place, b_BTGO=place.b_BTGO * torch.tensor(scale, dtype=place.b_BTGO.dtype))
