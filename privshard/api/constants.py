@@ -53,12 +53,12 @@ _EXACT: dict[str, Optimization] = {
             optimizer="exact",
             loss="square",
             average_from=1.0,
-            weight_decay=0.003,
+            weight_decay=0.001,
             layer_scales={"head.*": 0.3},
         ),
     ),
     "head": Optimization(
-        2000, 1.0, TrainingParams(lr=1.0, optimizer="exact", loss="square", average_from=1.0, weight_decay=0.03)
+        2000, 1.0, TrainingParams(lr=1.0, optimizer="exact", loss="square", average_from=1.0, weight_decay=0.01)
     ),
 }
 """Method -> defaults of the optimum, the default without differential privacy for the methods that have one. `steps`
