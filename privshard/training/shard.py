@@ -86,7 +86,7 @@ def train_shard(
             max_rows=max_rows,
             on_step=lambda done: on_step(done, plan.steps),
         )
-        return Trained(tensors, time.perf_counter() - started)
+        return Trained(tensors, time.perf_counter() - started, {})
     units = Units.of(unit_of_row)
     if not plan.private:  # no other shard's rows enter, not even by their number
         plan = replace(plan, expected_units=plan.sample_rate * max(1, len(units)))
