@@ -16,7 +16,7 @@ from privshard.data.examples import example_id, subject_of_image
 from privshard.data.images import image_batches
 from privshard.data.reader import read_rows
 from privshard.models.base import Base
-from privshard.training.shard import encode
+from privshard.training.encoding import encode
 
 _KEY = b"privshard accuracy benchmark key"  # public data: nothing here is secret
 
@@ -74,7 +74,7 @@ def encoded(
         return {key: tensor.float() for key, tensor in held.items()}
     workers = 1 if device == "cpu" else 8
     batches = image_batches(rows.images, transform=base.transform, batch_size=batch, num_workers=workers)
-    constants = encode(method, batches, device=device, dtype=torch.float32, on_batch=lambda done: None)
+    constants = encode(method, batches, num_rows=len(rows.ids), batch_size=batch, device=device)
     assert constants is not None
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ class Bench:
 
 def recipe_of(cell: Cell) -> Recipe:
     """The recipe whose documented defaults the cell is measured with."""
-    options = {"blocks": cell.blocks} if cell.method == "tangent" else {}
+    options = {"blocks": cell.blocks} if cell.method in ("tangent", "full") else {}
     return Recipe(
         method={"name": cell.method, **options},
         shards=cell.shards,

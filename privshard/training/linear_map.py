@@ -20,8 +20,9 @@ class LinearMap:
 
     Rows are taken in ascending order of `ids`, in batches of `max_rows`, and all sums are in double precision in that
     order: the order in which rows are given leaves no trace, not a bit. Products are computed in the method's own
-    precision, of a direction scaled to unit norm, so that their relative error is that of the method. device: where it is
-    computed; constants may lie elsewhere (`privshard.training.gather`).
+    precision, of a direction scaled to unit norm, so that their relative error is that of the method.
+
+    device: where it is computed; constants may lie elsewhere (`privshard.training.gather`).
     """
 
     def __init__(

@@ -16,8 +16,8 @@ from privshard.core.privacy import MechanismPlan
 from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.sampling import PoissonSampler
 from privshard.privacy.stream import ChaChaStream, derive_key
-from privshard.training.gather import take
 from privshard.training.exact import train_exact
+from privshard.training.gather import take
 from privshard.training.scaled import scaled, unscaled
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
