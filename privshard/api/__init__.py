@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from privshard.api.sweeping import sweep as sweep
     from privshard.api.training import plan_training as plan_training
     from privshard.api.training import train as train
+    from privshard.api.tuning import tune as tune
     from privshard.store.workspace import Workspace as Workspace
 
 _HOMES = {
@@ -53,6 +54,7 @@ _HOMES = {
     "sweep": "privshard.api.sweeping",
     "plan_training": "privshard.api.training",
     "train": "privshard.api.training",
+    "tune": "privshard.api.tuning",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,21 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
         empty = {key for key, value in values.items() if value is None and key in _SECTIONS}
         values = {key: value for key, value in values.items() if key not in empty}
         return cls(**anchored(values, Path.cwd()))
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values under dotted keys; InputError as on construction.
+
+        >>> Recipe().with_values({"training.lr": 0.1}).training.lr
+        0.1
+        """
+        dumped = self.model_dump(exclude_unset=True)
+        for key, value in values.items():
+            *path, last = key.split(".")
+            place = dumped
+            for part in path:
+                place = place.setdefault(part, {})
+            place[last] = value
+        return type(self)(**dumped)
 
     def to_yaml(self) -> str:
         """The recipe, defaults included, as YAML that `load` reads back to a recipe of the same digest.

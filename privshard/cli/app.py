@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privshard.cli import cluster, decompose, edit, gift, render, render_audit, render_runs
+from privshard.cli import cluster, decompose, edit, gift, render, render_audit, render_runs, tuning
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
 from privshard.cli.sweep import sweep
@@ -152,6 +152,9 @@ def train(
         lambda on_progress: _api().train(_recipe(recipe, overrides), workspace=workspace, on_progress=on_progress),
         show=render.train,
     )
+
+
+app.command()(tuning.tune)
 
 
 @app.command()

@@ -46,6 +46,22 @@ def plan(result: dict[str, Any]) -> RenderableType:
     )
 
 
+def tuned(result: dict[str, Any]) -> RenderableType:
+    """What was compared, the best first."""
+    ranked = sorted(result["candidates"], key=lambda item: -item["accuracy"])
+    rows = [(_settings(item["settings"]), item["accuracy"], item["standard_error"]) for item in ranked]
+    return _page(
+        f"Compared on {result['num_rows']} rows in {result['folds']} folds of subjects; best: "
+        f"--set {_settings(result['best'], ' --set ')}",
+        _table(("settings", "accuracy", "standard error"), rows),
+        _statement(result["statement"]),
+    )
+
+
+def _settings(values: Mapping[str, Any], joint: str = " ") -> str:
+    return joint.join(f"{key}={value}" for key, value in values.items())
+
+
 def forget(result: dict[str, Any]) -> RenderableType:
     """What a removal did, or would do."""
     headings = {

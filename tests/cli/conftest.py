@@ -133,6 +133,17 @@ RESULTS: dict[str, dict[str, Any]] = {
         "checks": [{"name": "noise", "ok": True, "detail": "as planned"}],
         "curve": {"false_alarms": [0.1, 1.0], "claimed": [0.5, 0.0], "planned": [0.6, 0.0], "achieved": [None, 0.0]},
     },
+    "tune": {
+        "candidates": [
+            {"settings": {"training.lr": 0.1}, "accuracy": 0.75, "standard_error": 0.125},
+            {"settings": {"training.lr": 1.0}, "accuracy": 0.5, "standard_error": 0.25},
+        ],
+        "best": {"training.lr": 0.1},
+        "folds": 3,
+        "num_rows": 12,
+        "private": False,
+        "statement": "Not private: somebody looked.",
+    },
     "sweep": {
         "rates": [0.01, 0.1],
         "seeds": 2,
@@ -386,6 +397,7 @@ ARGUMENTS = {
     "evaluate": ["evaluate", "ws"],
     "verify": ["verify", "ws"],
     "audit": ["audit", "ws"],
+    "tune": ["tune", str(DIGITS)],
     "sweep": ["sweep", str(DIGITS), "--out", "cells.jsonl"],
     "import": ["import", "folder", "--out", "x.parquet"],
     "decompose": ["decompose", "--workspace", "d"],

@@ -33,6 +33,7 @@ NAMES = (
     "edit_export",
     "edit_train_locator",
     "edit_search",
+    "tune",
     "error",
     "gift_merge",
     "gift_unmerge",

@@ -1,0 +1,59 @@
+"""The command `tune`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from privshard.cli.frame import Frame
+
+
+def tune(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="YAML file; without one, the embedded example.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set privacy.epsilon=3.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--try", metavar="KEY=V,V,…", help="Values to compare: --try training.lr=0.1,0.3; repeatable."),
+    ] = None,
+    folds: Annotated[int, typer.Option(metavar="K", help="Parts that the train subjects are cut into.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
+) -> int:
+    """Compare settings by cross-validation over train subjects. The choice is not private, and the output says so."""
+
+    def work(on_progress: Any) -> dict[str, Any]:
+        from privshard import api
+        from privshard.api.recipe import Recipe
+
+        loaded = Recipe.load(recipe, overrides=overrides or ())
+        return api.tune(loaded, grid=_grid(values) if values else None, folds=folds, on_progress=on_progress)
+
+    from privshard.cli.render import tuned
+
+    return Frame("tune", as_json=as_json, debug=debug).execute(work, show=tuned)
+
+
+def _grid(given: Sequence[str]) -> dict[str, list[Any]]:
+    """ "training.lr=0.1,0.3" -> {"training.lr": [0.1, 0.3]}, values as YAML reads them."""
+    from privshard.api.recipe_yaml import override
+    from privshard.core.errors import InputError
+
+    found: dict[str, list[Any]] = {}
+    for item in given:
+        key, mark, values = item.partition("=")
+        if not mark or not key or not values:
+            raise InputError(f"--try: expected KEY=VALUE,VALUE, got {item!r}.")
+        parsed = []
+        for value in values.split(","):
+            nested: Any = override({}, f"{key}={value}")
+            for part in key.split("."):
+                nested = nested[part]
+            parsed.append(nested)
+        found[key] = parsed
+    return found

@@ -1,0 +1,47 @@
+"""Tuning: what is compared, on which rows, and what is refused."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+
+from privshard.api import constants, schemas, tune, tuning
+from privshard.core.errors import InputError
+
+
+def test_settings_are_compared_on_train_rows_alone(make_recipe, monkeypatch):
+    recipe = make_recipe(privacy={"epsilon": None}, method={"name": "head"}, shards=2)
+    seen = []
+    right = tuning._Bench.right
+    monkeypatch.setattr(tuning._Bench, "right", lambda self, *given: seen.append(self._rows) or right(self, *given))
+    found = tune(recipe, grid={"training.weight_decay": [1e-3, 1e9]}, folds=2)
+    jsonschema.validate(found, schemas.load("tune"))
+    assert not found["private"]
+    assert "does not cover it" in found["statement"]
+    assert [item["settings"] for item in found["candidates"]] == [
+        {"training.weight_decay": 1e-3},
+        {"training.weight_decay": 1e9},
+    ]
+    assert found["best"] == {"training.weight_decay": 1e-3}  # the other one learns nothing
+    train = [row for row in constants.source_rows(recipe) if row.split != "eval"]
+    assert {row.image for rows in seen for row in rows} == {row.image for row in train}
+    assert found["num_rows"] == len(train)
+
+
+def test_a_private_recipe_is_compared_with_its_noise(make_recipe):
+    recipe = make_recipe(method={"name": "head"}, shards=1)
+    progress = []
+    found = tune(recipe, grid={"training.lr": [0.1]}, folds=2, on_progress=progress.append)
+    assert found["best"] == {"training.lr": 0.1}
+    assert (progress[-1].done, progress[-1].total) == (2, 2)
+
+
+def test_what_is_no_optimization_is_refused(make_recipe):
+    with pytest.raises(InputError, match=r"tune: expected keys of the optimization.*got privacy.epsilon"):
+        tune(make_recipe(), grid={"privacy.epsilon": [1.0, 8.0]})
+    with pytest.raises(InputError, match="at most 64 combinations, got 65"):
+        tune(make_recipe(), grid={"training.lr": [0.1] * 65})
+    with pytest.raises(InputError, match=r"training\.lr: expected a number above 0"):
+        tune(make_recipe(), grid={"training.lr": [-1.0]})
+    with pytest.raises(InputError, match="folds: expected 2 or more, got 1"):
+        tune(make_recipe(), folds=1)
