@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -46,17 +47,12 @@ def encode(
     if num_rows == 0:
         return None
     narrow = dtype != torch.float32
-
-    def computed(images: Tensor) -> Constants:
-        part = method.encode(images)
-        return {name: rows.to(dtype if name in method.wide else torch.float32) for name, rows in part.items()}
-
-    function = torch.compile(computed, dynamic=False) if compiled else computed
+    function = _compiled() if compiled else _constants
     one_shape = compiled or device.startswith("cuda")
     output, done = None, 0
     with torch.no_grad(), torch.autocast(torch.device(device).type, dtype=dtype, enabled=narrow):
         for images, num in staged(batches, device=device, size=min(batch_size, num_rows) if one_shape else None):
-            part = {name: rows[:num] for name, rows in function(images).items()}
+            part = {name: rows[:num] for name, rows in function(method, images, dtype).items()}
             if output is None:
                 layouts = {name: RowLayout(rows.dtype, tuple(rows.shape[1:])) for name, rows in part.items()}
                 output = Held(layouts, num_rows=num_rows, device=device) if place is None else place(layouts)
@@ -87,6 +83,18 @@ def worth_compiling(flags: ExecutionFlags, *, device: str, num_images: int) -> b
             remedy="Install it, or set execution.compile to false.",
         )
     return flags.compile is True or (on_gpu and not missing and num_images >= MIN_COMPILED_IMAGES)
+
+
+def _constants(method: Method, images: Tensor, dtype: torch.dtype) -> Constants:
+    """The constants of one batch, in the types that they are kept in."""
+    part = method.encode(images)
+    return {name: rows.to(dtype if name in method.wide else torch.float32) for name, rows in part.items()}
+
+
+@cache
+def _compiled() -> Callable[[Method, Tensor, torch.dtype], Constants]:
+    """The same as one graph. One function for the process: shards of one base and batch size share what is compiled."""
+    return torch.compile(_constants, dynamic=False)
 
 
 def _compiler() -> str | None:

@@ -11,12 +11,12 @@ from privshard.core.model import Composition
 from privshard.core.partition import Partition
 from privshard.core.privacy import PrivacySpend
 from privshard.core.removal import RemovalPlan
-from privshard.data.shards import read_partition, rewrite_without
+from privshard.data.shards import partition_ids, read_partition, rewrite_without
 from privshard.store.edits import retire_locators
 from privshard.store.layout import LOCATOR_PARTS, private_path
 from privshard.store.views import ModelVersion
 from privshard.store.workspace import Workspace
-from privshard.unlearning import eval_cache
+from privshard.unlearning import eval_cache, shard_cache
 from privshard.unlearning.clean_up import clean_up
 from privshard.unlearning.edits import Touched, is_private, touched
 from privshard.unlearning.live import attempts_of, component_of
@@ -85,7 +85,7 @@ def execute(
     plan, reached = _with_edits(plan, workspace, private=is_private(ledger, spend_after(shard)))
     record(ledger, plan)
     tell("erase", 0)
-    _erase(workspace, subject=subject, shard=shard)
+    _erase(plan, workspace, subject=subject, shard=shard)
     metrics_before = _metrics(workspace, before.composition, classes)
     tell("forget", 1)
     plan, replacement = _prepare(plan, workspace, shard, retrain=retrain, logits_of=logits_of)
@@ -164,13 +164,23 @@ def _with_edits(plan: RemovalPlan, workspace: Workspace, *, private: bool) -> tu
     return with_edits(plan, reached.actions), reached
 
 
-def _erase(workspace: Workspace, *, subject: str, shard: int) -> None:
-    """Take the subject's rows, and what was computed from them without a model, out of the workspace."""
-    objects = workspace.objects
+def _erase(plan: RemovalPlan, workspace: Workspace, *, subject: str, shard: int) -> None:
+    """Take the subject's rows, and what was computed from them without a model, out of the workspace.
+
+    The rows go first: a cache that is about other rows than its shard holds is never read. What was cached about the
+    others is kept for a fresh retraining. A seeded one must be bit for bit what it would be without the subject, so it
+    fills its cache anew; and a shard that is dropped needs none.
+    """
+    objects, change = workspace.objects, change_of(plan)
     rewrite_without(objects, workspace.shard_dir(shard), subject=subject)
     rewrite_without(objects, workspace.eval_dir(), subject=subject)
-    objects.delete_tree(workspace.cache_dir(shard))
-    eval_cache.erase_rows(workspace, keep=read_partition(objects, workspace.eval_dir()).ids)
+    seeded = workspace.ledger.get("insecure_seed") is not None
+    if seeded or (change is not None and change.action == "drop") or component_of(workspace.ledger, shard) is None:
+        shard_cache.delete(workspace, shard)
+    else:
+        keep = partition_ids(objects, workspace.shard_dir(shard))
+        shard_cache.erase_rows(workspace, shard, keep=keep)
+    eval_cache.erase_rows(workspace, keep=partition_ids(objects, workspace.eval_dir()))
     objects.delete_tree(REPORTS)
     objects.delete_tree(LOCATOR_PARTS)
 
@@ -193,6 +203,7 @@ def _prepare(
                 ) from error
             plan = as_drop(plan, reason=f"retraining shard {shard} is refused: {error.message}")
             record(workspace.ledger, plan)
+            shard_cache.delete(workspace, shard)
     workspace.objects.delete(private_path(str(change.component)))
     return plan, None
 

@@ -20,8 +20,9 @@ from privshard.store.layout import (
     eval_cache_dir,
 )
 from privshard.store.lock import LOCK_NAME
-from privshard.unlearning import eval_cache
-from privshard.unlearning.evidence import Evidence, Finding, PartitionFacts
+from privshard.unlearning import eval_cache, shard_cache
+from privshard.unlearning.evidence import Evidence, Finding, Loaded, PartitionFacts
+from privshard.unlearning.pending import pending_plans
 
 _KNOWN = (
     MANIFEST,
@@ -106,6 +107,39 @@ def held_out_cache(evidence: Evidence) -> Finding:
     return Finding(
         problems, f"{len(paths)} file(s) about exactly the held-out rows." if paths else "Nothing is cached."
     )
+
+
+def shard_caches(evidence: Evidence) -> Finding:
+    """What is cached about a shard's rows is about rows that are there, of a shard that the model holds or will hold.
+
+    Looked at are the ids; that the rows' bytes are as they were written is checked whenever a cache is used.
+    """
+    workspace = evidence.workspace
+    problems, paths = [], shard_cache.paths(workspace)
+    for path in paths:
+        shard = shard_cache.shard_of(path)
+        facts = None if shard is None else evidence.readable.get(workspace.shard_dir(shard))
+        if shard is None or workspace.shard_dir(shard) not in evidence.partitions:
+            problems.append(f"{path} is the cache of no shard of this workspace.")
+        elif _is_dropped(evidence, shard):
+            problems.append(f"{path} is the cache of a shard that was dropped.")
+        elif (ids := shard_cache.ids(workspace, path)) is None:
+            problems.append(f"{path} can't be understood, or was changed since it was written.")
+        elif facts is not None and (gone := len(set(ids) - set(facts.ids))):
+            problems.append(f"{path} holds {gone} row(s) that its shard does not hold.")
+    return Finding(problems, f"{len(paths)} cache(s) about rows that are there." if paths else "Nothing is cached.")
+
+
+def _is_dropped(evidence: Evidence, shard: int) -> bool:
+    """Whether there is a model without the shard, as far as its components can be read, and nothing on its way."""
+    ledger = evidence.workspace.ledger
+    if ledger.current_model() is None or any(
+        isinstance(found, PrivshardError) for found in evidence.components.values()
+    ):
+        return False
+    held = {found.record.shard for found in evidence.components.values() if isinstance(found, Loaded)}
+    waiting = {action.shard for plan in pending_plans(ledger) for action in plan.actions}
+    return shard not in held | waiting
 
 
 def temporary_files(evidence: Evidence) -> Finding:

@@ -73,6 +73,7 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Finding], str]] = {
     "row content": (checks_data.row_content, _RESTORE),
     "suppressed subjects": (checks_data.suppressed_subjects, "Forget them again: privshard forget --subject."),
     "held-out cache": (checks_data.held_out_cache, "Delete cache/eval; privshard evaluate makes it again."),
+    "shard caches": (checks_data.shard_caches, "Delete those files; a training that needs them fills them again."),
     "receipts": (checks_ledger.receipts, _WRITTEN_AGAIN),
     "open requests": (checks_ledger.open_requests, _FORGET),
     "temporary files": (

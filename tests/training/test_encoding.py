@@ -52,7 +52,7 @@ def test_padding_to_one_shape_changes_only_rounding(make_method, monkeypatch, ki
     seen = []
     real = type(method).encode
     monkeypatch.setattr(type(method), "encode", lambda self, x: seen.append(len(x)) or real(self, x))
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(encoding, "_compiled", lambda: encoding._constants)
     found = encode(method, parts, num_rows=5, batch_size=2, device="cpu", compiled=True)
     assert seen == [2, 2, 2]
     for name, tensor in expected.items():
@@ -109,8 +109,8 @@ def test_traced_for_the_compiler_agrees_with_eager(make_method, monkeypatch):
     method, model = make_method("class row")
     _, parts = batches(model)
     expected = encode(method, parts, num_rows=5, batch_size=2, device="cpu")
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="eager", fullgraph=True))
+    traced = torch.compile(encoding._constants, backend="eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(encoding, "_compiled", lambda: traced)
     found = encode(method, parts, num_rows=5, batch_size=2, device="cpu", compiled=True)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)

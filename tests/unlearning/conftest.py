@@ -23,6 +23,8 @@ from privshard.core.removal import RemovalPlan, RemovalRequest
 from privshard.data.shards import ShardRows, read_partition, write_partition
 from privshard.store.components import component_id
 from privshard.store.edits import edit_id, save_edit, save_locator
+from privshard.store.layout import constants_path
+from privshard.store.rows import RowKind, writing
 from privshard.store.workspace import Workspace
 from privshard.unlearning import eval_cache
 from privshard.unlearning.cascade import execute, pending
@@ -135,6 +137,18 @@ class World:
         eval_cache.save_constants(self.workspace, ids=rows.ids, arrays=arrays, base_digest=BASE)
         return cache
 
+    def fill_cache(self, shard: int, rows: ShardRows | None = None) -> None:
+        """What a worker leaves in a shard's cache: every row of it names its example."""
+        ids = (rows or self.rows(shard)).ids
+        kinds = {"n1": RowKind("F32", (16,)), "wide": RowKind("BF16", (3, 2))}
+        with writing(self.cache_path(shard), ids=ids, kinds=kinds, facts={"base": BASE}) as writer:
+            if ids:
+                named = np.array([list(bytes.fromhex(identity)) * 2 for identity in ids], dtype=np.uint8)
+                writer.put(0, {"n1": named, "wide": named[:, :12]})
+
+    def cache_path(self, shard: int) -> Path:
+        return self.workspace.objects.local_path(constants_path(shard))
+
     def adopt(self) -> None:
         """Commit what was written before a kill and not yet committed."""
         ledger = self.workspace.ledger
@@ -243,7 +257,7 @@ def build(root: Path, *, insecure_seed: int | None = 7, cached: bool = True) -> 
     for shard, subjects in members.items():
         people = [(subject, CLASSES[(shard + turn) % 2]) for subject in subjects for turn in range(2)]
         write_partition(workspace.objects, workspace.shard_dir(shard), rows=world.make_rows(*people))
-        workspace.objects.write(f"{workspace.cache_dir(shard)}/rows.safetensors", b"frozen activations")
+        world.fill_cache(shard)
     held = [(f"held-{number}", CLASSES[number % 2]) for number in range(4)] + [(members[0][0], "eel")]
     write_partition(workspace.objects, workspace.eval_dir(), rows=world.make_rows(*held))
     components = [world.learn(shard)[0] for shard in range(NUM_SHARDS)]

@@ -6,11 +6,18 @@ import shutil
 
 import pytest
 
+from privshard.store import rows
 from privshard.store.journal import Journal
 from privshard.store.objects import ObjectStore
 from privshard.unlearning import eval_cache
 
-WRITES = [(ObjectStore, "write"), (ObjectStore, "delete"), (ObjectStore, "delete_tree"), (Journal, "append")]
+WRITES = [
+    (ObjectStore, "write"),
+    (ObjectStore, "delete"),
+    (ObjectStore, "delete_tree"),
+    (Journal, "append"),
+    (rows, "rewrite"),
+]
 VOLATILE = {"when", "signature", "spend", "composition_after", "component_after"}
 
 
@@ -66,13 +73,23 @@ def end_state(world):
             {key: value for key, value in receipt.items() if key not in VOLATILE} for receipt in receipts if receipt
         ],
         "suppressed": workspace.ledger.suppressed(),
+        "caches": {path: workspace.objects.read(path) for path in workspace.objects.list("cache") if "shard" in path},
         "cache": (cache.ids, {shards[name]: z.tobytes() for name, z in cache.component_logits.items()}),
         "failed": world.failed(),
     }
 
 
-@pytest.mark.parametrize(("mode", "held_out_only"), [("drop", False), ("retrain", False), ("auto", True)])
-def test_killed_before_any_write_and_run_again(template, open_world, tmp_path, kill_before, mode, held_out_only):
+@pytest.mark.parametrize(
+    ("mode", "held_out_only", "seeded"),
+    [("drop", False, True), ("retrain", False, True), ("retrain", False, False), ("auto", True, True)],
+)
+def test_killed_before_any_write_and_run_again(
+    template, build_world, open_world, tmp_path, kill_before, mode, held_out_only, seeded
+):
+    if not seeded:
+        fresh = build_world("fresh", insecure_seed=None)
+        fresh.workspace.close()
+        template = fresh.root
     made = open_world(template)
     subject = "held-1" if held_out_only else next(n for n in made.rows(0).subjects if n in made.rows(None).subjects)
     made.workspace.close()

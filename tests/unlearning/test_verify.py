@@ -210,7 +210,7 @@ def a_row_is_trained_on_and_held_out(world, edit_json):
     write_partition(world.workspace.objects, "data/eval", rows=ShardRows(*zip(*sorted(rows), strict=True)))
 
 
-@damages("keyed partition", "example lists")
+@damages("keyed partition", "example lists", "shard caches")
 def a_row_is_in_another_shard(world, edit_json):
     one, two = world.rows(1), world.rows(2)
     subject = one.subjects[0]
@@ -226,7 +226,7 @@ def an_image_is_changed(world, edit_json):
     move(world, "data/shard=001", replace(rows, images=(b"another", *rows.images[1:])))
 
 
-@damages("row content")
+@damages("row content", "shard caches")
 def a_label_is_no_class(world, edit_json):
     rows = world.rows(1)
     image, subject = rows.images[0], rows.subjects[0]
@@ -278,6 +278,37 @@ def the_cache_keeps_a_dropped_components_logits(world, edit_json):
 @damages("held-out cache")
 def an_unknown_cache_is_there(world, edit_json):
     world.workspace.objects.write("cache/eval/other.safetensors", b"personal")
+
+
+@damages("shard caches")
+def a_cache_keeps_a_row_that_is_gone(world, edit_json):
+    path = world.cache_path(1)
+    kept = path.read_bytes()
+    world.forget(world.rows(1).subjects[0], "retrain")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(kept)
+
+
+@damages("shard caches")
+def a_dropped_shards_cache_is_put_back(world, edit_json):
+    world.forget(world.rows(1).subjects[0], "drop")
+    world.fill_cache(1)
+
+
+@damages("shard caches")
+def a_shards_cache_is_truncated(world, edit_json):
+    path = world.cache_path(1)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@damages("shard caches")
+def there_is_a_cache_of_no_shard(world, edit_json):
+    world.workspace.objects.write("cache/shard=009/constants.safetensors", world.cache_path(1).read_bytes())
+
+
+@damages("shard caches")
+def an_unknown_file_lies_beside_a_cache(world, edit_json):
+    world.workspace.objects.write("cache/shard=001/other.bin", b"personal")
 
 
 @damages("receipts")
