@@ -33,7 +33,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     dual = BlockEngine(view, first_block=len(view.blocks) - arguments.blocks)
 
     def composed(engine: Any) -> nn.Module:
-        return ComposedModel(engine, model=view.model, displacement=displacements[0])
+        return ComposedModel(engine, model=view.model, parts=[(1.0, displacements[0])])
 
     def together(x: Tensor) -> Tensor:
         return logits_of_each(method, method.encode(x), stack_S)

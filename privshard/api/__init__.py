@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from privshard.api.edit_reverting import edit_revert as edit_revert
     from privshard.api.edit_searching import edit_search as edit_search
     from privshard.api.edit_training import edit_train_locator as edit_train_locator
+    from privshard.api.exporting import export as export
     from privshard.api.reading import evaluate as evaluate
     from privshard.api.reading import import_folder as import_folder
     from privshard.api.reading import influence as influence
@@ -49,6 +50,7 @@ _HOMES = {
     "edit_revert": "privshard.api.edit_reverting",
     "edit_search": "privshard.api.edit_searching",
     "edit_train_locator": "privshard.api.edit_training",
+    "export": "privshard.api.exporting",
     "forget": "privshard.api.removal",
     **dict.fromkeys(("cancel", "status", "timeline", "train_detached"), "privshard.api.running"),
     "sweep": "privshard.api.sweeping",

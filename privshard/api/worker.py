@@ -10,10 +10,11 @@ import torch
 
 from privshard.api.methods import make_method
 from privshard.api.shard_constants import copies, encode_rows, shard_constants
+from privshard.composition.inference import logits_of_each, stacked
 from privshard.core.errors import ResourceError, VerificationError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import MethodSpec, OnProgress, Progress, ShardJob, ShardResult
-from privshard.core.method import Constants, Method
+from privshard.core.method import Constants, Method, ParameterMethod
 from privshard.core.model import BaseSpec
 from privshard.data.shards import ShardRows, read_partition
 from privshard.models.base import Base, load_base
@@ -21,6 +22,8 @@ from privshard.privacy.stream import fresh_key, insecure_key
 from privshard.store.layout import shard_dir
 from privshard.store.objects import ObjectStore
 from privshard.training.shard import train_shard
+
+_TOGETHER = 8  # displacements whose logits are computed at once
 
 
 def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progress: OnProgress) -> ShardResult:
@@ -99,14 +102,24 @@ def encode_eval(
 def component_logits(
     method: Method, constants: Constants, displacements: Sequence[Mapping[str, torch.Tensor]], *, batch: int
 ) -> list[np.ndarray]:
-    """For each displacement, the logits (B, C) of the base moved by it alone, from encoded rows."""
+    """For each displacement, the logits (B, C) of the base moved by it alone, from encoded rows.
+
+    Methods that are linear in the displacement take several at once, and compute what they share once.
+    """
     num = len(next(iter(constants.values())))
-    out: list[list[np.ndarray]] = [[] for _ in displacements]
-    for start in range(0, num, batch):
-        part = {name: tensor[start : start + batch] for name, tensor in constants.items()}
-        for logits, displacement in zip(out, displacements, strict=True):
-            logits.append(method.logits(part, displacement).cpu().numpy())
-    return [np.concatenate(parts) for parts in out]
+    together = 1 if isinstance(method, ParameterMethod) else min(_TOGETHER, len(displacements))
+    out: list[np.ndarray] = []
+    for first in range(0, len(displacements), together):
+        stack_S = stacked(displacements[first : first + together]) if together > 1 else None
+        rows = []
+        for start in range(0, num, max(1, batch // together)):
+            part = {name: tensor[start : start + max(1, batch // together)] for name, tensor in constants.items()}
+            if stack_S is None:
+                rows.append(method.logits(part, displacements[first])[None].cpu().numpy())
+            else:
+                rows.append(logits_of_each(method, part, stack_S).cpu().numpy())
+        out += list(np.concatenate(rows, axis=1))
+    return out
 
 
 def open_base(spec: BaseSpec, state: Mapping[str, np.ndarray] | None, *, digest: str | None) -> Base:

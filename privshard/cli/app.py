@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privshard.cli import cluster, decompose, edit, gift, render, render_audit, render_runs, tuning
+from privshard.cli import cluster, decompose, edit, exporting, gift, render, render_audit, render_runs, tuning
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
 from privshard.cli.sweep import sweep
@@ -35,6 +35,7 @@ app = typer.Typer(
 
 app.add_typer(gift.app, name="gift")
 app.add_typer(edit.app)
+app.command()(exporting.export)
 
 
 class Mode(StrEnum):

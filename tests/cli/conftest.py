@@ -305,6 +305,15 @@ RESULTS: dict[str, dict[str, Any]] = {
         "note": "As recomposed.",
         "html": "s.html",
     },
+    "export": {
+        "out": "m.pt2",
+        "model": "v0001",
+        "digest": "a" * 64,
+        "input": ["batch", 3, 32, 32],
+        "classes": ["cat", "dog"],
+        "statement": "A statement.",
+        "note": "A note.",
+    },
     "import": {"out": "x.parquet", "num_rows": 3, "num_subjects": 0, "classes": ["cat", "dog"], "skipped": ["a.txt"]},
 }
 
@@ -399,6 +408,7 @@ ARGUMENTS = {
     "audit": ["audit", "ws"],
     "tune": ["tune", str(DIGITS)],
     "sweep": ["sweep", str(DIGITS), "--out", "cells.jsonl"],
+    "export": ["export", "ws", "--out", "m.pt2"],
     "import": ["import", "folder", "--out", "x.parquet"],
     "decompose": ["decompose", "--workspace", "d"],
     "recompose": ["recompose", "d", "--out", "m.safetensors"],

@@ -28,13 +28,21 @@ def make(kind, family="deit3"):
 def test_a_composed_model_is_the_linearized_one(kind):
     method, model = make(kind)
     x, tensors = images(3, model), random_tensors(method.shapes())
-    composed = ComposedModel(method, model=model, displacement=tensors)
+    composed = ComposedModel(method, model=model, parts=[(1.0, tensors)])
     f0, df = linearized_by_jvp(model, x, tensors)
     torch.testing.assert_close(composed(x), f0 + df, rtol=1e-11, atol=1e-11)
     assert {name for name, _ in composed.named_parameters()} == {
         f"model.{name}" for name, _ in model.named_parameters()
     }
     assert len(dict(composed.named_buffers())) >= len(tensors)
+
+
+def test_an_ensemble_is_the_weighted_mean_of_its_models():
+    method, model = make("class row")
+    x, each = images(3, model), [random_tensors(method.shapes(), seed=seed) for seed in range(2)]
+    both = ComposedModel(method, model=model, parts=[(0.25, each[0]), (0.75, each[1])])
+    one, other = (ComposedModel(method, model=model, parts=[(1.0, tensors)])(x) for tensors in each)
+    torch.testing.assert_close(both(x), 0.25 * one + 0.75 * other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

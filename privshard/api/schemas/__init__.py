@@ -34,6 +34,7 @@ NAMES = (
     "edit_train_locator",
     "edit_search",
     "tune",
+    "export",
     "error",
     "gift_merge",
     "gift_unmerge",
