@@ -1,8 +1,8 @@
 """A composed model as one file that runs without this package: torch's exported program, with its facts beside it.
 
 A .pt2 file is a zip archive: the graph of operations as JSON, every tensor as raw bytes, `extra/privshard.json` with
-the facts, and, because torch writes it always, one pickled entry for example inputs, which holds none. Loading such a
-file is running somebody's program: privshard never does it.
+the facts. It holds no pickled object and no example input; but loading such a file is running somebody's program, so
+privshard never does it.
 """
 
 from __future__ import annotations
