@@ -23,12 +23,12 @@ class DenseGradients:
         """The same gradients in fp32."""
         return DenseGradients({name: gradient.float() for name, gradient in self.gradients.items()})
 
-    def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
+    def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
         """Squared norm (U,) of each unit's gradient over all parameters."""
         total_U: Tensor | None = None
         for gradient in self.gradients.values():
             flat = gradient.flatten(1)
-            unit = flat.new_zeros(num_units, flat.shape[1]).index_add_(0, unit_B, flat)
+            unit = flat if unit_B is None else flat.new_zeros(num_units, flat.shape[1]).index_add_(0, unit_B, flat)
             total_U = unit.square().sum(1) if total_U is None else total_U + unit.square().sum(1)
         assert total_U is not None
         return total_U
@@ -68,7 +68,7 @@ class LazyGradients:
             lambda: {name: total.float() for name, total in self._total.items()}, lambda: self._dense.float()
         )
 
-    def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
+    def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
         """Squared norm (U,) of each unit's gradient over all parameters."""
         return self._dense.squared_norms(unit_B, num_units)
 

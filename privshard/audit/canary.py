@@ -105,8 +105,10 @@ class Spikes:
         """These, which are fp32."""
         return self
 
-    def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
+    def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
         """value^2, unit by unit."""
+        if unit_B is None:
+            return self.value_B.float().square()
         return torch.zeros(num_units).index_add_(0, unit_B, self.value_B.float().square())
 
     def weighted_sum(self, weight_B: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,9 @@ from privshard.core.displacement import Space
 
 Constants = dict[str, Tensor]
 
+ROWS = "rows"
+"""The name under which a batch holds the positions (B,) of its rows in the constants that it holds whole."""
+
 
 class UnitGradients(Protocol):
     """The gradients of a batch, one for each example, in whatever factored form the method has them."""
@@ -21,10 +24,11 @@ class UnitGradients(Protocol):
         """The same gradients in fp32."""
         ...
 
-    def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
+    def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
         """Squared Euclidean norm (U,) of each unit's gradient: the sum over its examples, all parameters together.
 
-        unit_B: the unit, 0 to num_units - 1, of each example; units of a batch are complete in it.
+        unit_B: the unit, 0 to num_units - 1, of each example; units of a batch are complete in it. None: example i is
+        unit i, all of it.
         """
         ...
 
@@ -54,6 +58,8 @@ class Method(Protocol):
 
     wide: frozenset[str]
     """Names of the constants that may be kept in a half-precision type: the large ones."""
+    indexed: frozenset[str]
+    """Names of the constants that a batch may hold whole, with the batch's positions in them under `ROWS`."""
     radius: float | None
     """About the norm of a feature, the head's input: a public constant to which features are clipped before their
     mean is released. None where the method can't be centred."""

@@ -20,11 +20,25 @@ def normal(key: bytes, *, block: int, n: int, device: torch.device) -> Tensor:
     Key stream, uniforms and Box-Muller are those of `ChaChaStream.normal`, in double precision, so the numbers agree
     to the rounding of logarithm and cosine.
     """
-    words = torch.tensor(struct.unpack("<8i", key), dtype=torch.int32, device=device)
-    out = torch.empty(n, dtype=torch.float64, device=device)
-    blocks = -(-n // 8)
-    _normal[(triton.cdiv(blocks, _BLOCKS),)](words, out, block, n, BLOCKS=_BLOCKS, num_warps=4)
+    out = torch.zeros(n, dtype=torch.float64, device=device)
+    return add_normal(key, out, block=block, std=1.0)
+
+
+def add_normal(key: bytes, total: Tensor, *, block: int, std: float) -> Tensor:
+    """`total` plus std times those Gaussians, added in double precision and rounded once to the type of `total`, in
+    one pass: 2 reads and writes of `total` and no noise in memory. Entries that are not finite count as 0."""
+    total = total.contiguous()
+    out, n = torch.empty_like(total), total.numel()
+    words = _uploaded(torch.tensor(struct.unpack("<8i", key), dtype=torch.int32), total.device)
+    scale = _uploaded(torch.tensor(std, dtype=torch.float64), total.device)  # as an argument it would be fp32
+    grid = (triton.cdiv(triton.cdiv(n, 8), _BLOCKS),)
+    _add_normal[grid](words, total, out, scale, block, n, BLOCKS=_BLOCKS, num_warps=4)
     return out
+
+
+def _uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, without waiting for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @triton.jit
@@ -45,8 +59,8 @@ def _quarter(a, b, c, d):
 
 
 @triton.jit
-def _pair(out_ptr, at, n, low0, high0, low1, high1):
-    """Two 64-bit words to two Gaussians at positions `at` and `at + 1`."""
+def _pair(total_ptr, out_ptr, std, at, n, low0, high0, low1, high1):
+    """Two 64-bit words to two Gaussians, added at positions `at` and `at + 1`."""
     unit: tl.constexpr = 1.1102230246251565e-16  # 2^-53
     turn: tl.constexpr = 6.283185307179586
     first = (high0.to(tl.uint64) << 32) | low0.to(tl.uint64)
@@ -54,12 +68,20 @@ def _pair(out_ptr, at, n, low0, high0, low1, high1):
     u0 = ((first >> 11).to(tl.float64) + 1.0) * unit
     u1 = ((second >> 11).to(tl.float64) + 1.0) * unit
     radius = tl.sqrt(-2.0 * tl.log(u0))
-    tl.store(out_ptr + at, radius * tl.cos(turn * u1), mask=at < n)
-    tl.store(out_ptr + at + 1, radius * tl.sin(turn * u1), mask=at + 1 < n)
+    _add(total_ptr, out_ptr, at, n, std * radius * tl.cos(turn * u1))
+    _add(total_ptr, out_ptr, at + 1, n, std * radius * tl.sin(turn * u1))
 
 
 @triton.jit
-def _normal(key_ptr, out_ptr, first_block, n, BLOCKS: tl.constexpr):
+def _add(total_ptr, out_ptr, at, n, noise):
+    total = tl.load(total_ptr + at, mask=at < n, other=0.0).to(tl.float64)
+    total = tl.where(tl.abs(total) < float("inf"), total, 0.0)  # false for NaN as well
+    tl.store(out_ptr + at, (total + noise).to(out_ptr.dtype.element_ty), mask=at < n)
+
+
+@triton.jit
+def _add_normal(key_ptr, total_ptr, out_ptr, std_ptr, first_block, n, BLOCKS: tl.constexpr):
+    std = tl.load(std_ptr)
     lane = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS).to(tl.int64)
     counter = (lane + first_block).to(tl.uint64)
     zero = tl.zeros((BLOCKS,), dtype=tl.uint32)
@@ -89,7 +111,7 @@ def _normal(key_ptr, out_ptr, first_block, n, BLOCKS: tl.constexpr):
         x2, x7, x8, x13 = _quarter(x2, x7, x8, x13)
         x3, x4, x9, x14 = _quarter(x3, x4, x9, x14)
     at = lane * 8
-    _pair(out_ptr, at, n, x0 + c0, x1 + c1, x2 + c2, x3 + c3)
-    _pair(out_ptr, at + 2, n, x4 + k0, x5 + k1, x6 + k2, x7 + k3)
-    _pair(out_ptr, at + 4, n, x8 + k4, x9 + k5, x10 + k6, x11 + k7)
-    _pair(out_ptr, at + 6, n, x12 + n0, x13 + n1, x14, x15)
+    _pair(total_ptr, out_ptr, std, at, n, x0 + c0, x1 + c1, x2 + c2, x3 + c3)
+    _pair(total_ptr, out_ptr, std, at + 2, n, x4 + k0, x5 + k1, x6 + k2, x7 + k3)
+    _pair(total_ptr, out_ptr, std, at + 4, n, x8 + k4, x9 + k5, x10 + k6, x11 + k7)
+    _pair(total_ptr, out_ptr, std, at + 6, n, x12 + n0, x13 + n1, x14, x15)

@@ -123,13 +123,8 @@ class PrivateOptimizer(DPOptimizer):
         std = self.plan.noise_multiplier * self.plan.max_grad_norm
         for parameter in self._named.values():
             total = parameter.summed_grad  # pyright: ignore[reportAttributeAccessIssue]
-            total = total.detach().to(parameter.device, torch.float64)
-            if std > 0:
-                noise = self._stream.normal(parameter.numel(), device=str(parameter.device)).mul_(std)
-                total = torch.nan_to_num(total, nan=0.0, posinf=0.0, neginf=0.0) + noise.view_as(parameter).to(
-                    parameter.device
-                )
-            parameter.grad = total.to(parameter.dtype)
+            total = total.detach().to(parameter)
+            parameter.grad = self._stream.add_normal(total, std=std) if std > 0 else total.clone()
 
     def _add_noise_on_grid(self) -> None:
         """All parameters as one vector, in sorted order of their names: one grid, one release."""

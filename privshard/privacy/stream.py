@@ -115,12 +115,28 @@ class ChaChaStream:
         if device.startswith("cuda"):
             from privshard.privacy import gpu_stream
 
-            first, self.position = self.position, self.position - (-8 * n // BLOCK_BYTES)
-            return gpu_stream.normal(self._key, block=first, n=n, device=torch.device(device))
+            return gpu_stream.normal(self._key, block=self._taken(8 * n), n=n, device=torch.device(device))
         out = torch.empty(n + n % 2, dtype=torch.float64)
         for start in range(0, len(out), _CHUNK_WORDS):
             _box_muller_(out[start : start + _CHUNK_WORDS], self)
         return out[:n]
+
+    def add_normal(self, total: Tensor, *, std: float) -> Tensor:
+        """`total` plus std times the next Gaussians, in the order of its entries, added in float64 and rounded once.
+
+        Entries that are not finite count as 0. The same on a CUDA device, where the noise is never in memory.
+        """
+        if total.is_cuda:
+            from privshard.privacy import gpu_stream
+
+            return gpu_stream.add_normal(self._key, total, block=self._taken(8 * total.numel()), std=std)
+        noise = self.normal(total.numel()).mul_(std).view_as(total)
+        return total.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).add_(noise).to(total.dtype)
+
+    def _taken(self, num_bytes: int) -> int:
+        """The first block of the next `num_bytes`, which are now taken."""
+        first, self.position = self.position, self.position - (-num_bytes // BLOCK_BYTES)
+        return first
 
 
 def _box_muller_(out: Tensor, stream: ChaChaStream) -> None:

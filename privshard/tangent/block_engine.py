@@ -29,6 +29,7 @@ class BlockEngine:
     space: Space = "tangent"
     batch_scale = 1
     wide = frozenset({"tokens"})
+    indexed: frozenset[str] = frozenset()
 
     def __init__(self, view: ViTView, *, first_block: int, center_D: Tensor | float = 0.0) -> None:
         self._view = view

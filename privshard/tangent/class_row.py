@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from privshard.core.displacement import Space
-from privshard.core.method import Constants
+from privshard.core.method import ROWS, Constants
 from privshard.models.vit import BlockView, ViTView
 from privshard.tangent import rules
 from privshard.tangent.center import feature_radius, uncenter_head
@@ -38,7 +38,8 @@ class ClassRowEngine:
     name = "tangent"
     space: Space = "tangent"
     batch_scale = 8
-    wide = frozenset({"n1"})
+    wide = frozenset({"n1", "probs", "mean", "q", "o", "z1", "n2", "h", "z2"})
+    indexed = frozenset({"n1"})
 
     def __init__(self, view: ViTView, *, center_D: Tensor | float = 0.0) -> None:
         self._view = view
@@ -91,38 +92,47 @@ class ClassRowEngine:
     @torch.no_grad()
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """f(x; w0) + J(x) D, (B, C)."""
-        c, d, w, block = constants, _Delta(displacement, self._block), self._frozen, self._block
-        n1_0 = c["n1"][:, 0]
-        dy0_BD = d.g1 * n1_0 + d.c1
-        dq_BHE = _heads(d.q(w.g1 * n1_0 + w.c1) + dy0_BD @ w.q.flatten(0, 1).mT, block)
-        # score j moves by scale (u . y_j + key . (dg1 * n1_j)): up to a constant, one vector a head times n1_j
-        u_BHD = torch.einsum("bhe,hed->bhd", dq_BHE, w.k) + torch.einsum("bhe,hed->bhd", c["q"], d.k)
-        key_BHD = torch.einsum("bhe,hed->bhd", c["q"], w.k)
-        dmean_BHD = block.scale * _covariance_product(c, u_BHD * w.g1 + key_BHD * d.g1)
-        dvalue_BHD = w.g1 * dmean_BHD + d.g1 * c["mean"] + d.c1
-        value_BHD = w.g1 * c["mean"] + w.c1
-        do_BHE = torch.einsum("bhd,hed->bhe", dvalue_BHD, w.v) + torch.einsum("bhd,hed->bhe", value_BHD, d.v) + d.bv
-        dz_BD = do_BHE.flatten(1) @ block.proj.weight.mT + d.linear("attn.proj", c["o"])
-        dx_BD = dz_BD if w.ls1 is None else dz_BD * w.ls1 + d.scale("ls1") * c["z1"]
-        dy_BD = w.g2 * rules.normalize_tangent(c["n2"], c["rstd2"], dx_BD) + d.norm("norm2", c["n2"])
-        dh_BF = dy_BD @ block.fc1.weight.mT + d.linear("mlp.fc1", w.g2 * c["n2"] + w.c2)
-        da_BF = rules.activation_slope(block.act, c["h"]) * dh_BF
-        dz_BD = da_BF @ block.fc2.weight.mT + d.linear("mlp.fc2", block.act(c["h"]))
-        dx_BD = dx_BD + (dz_BD if w.ls2 is None else dz_BD * w.ls2 + d.scale("ls2") * c["z2"])
-        dy_BD = w.g3 * rules.normalize_tangent(c["n3"], c["rstd3"], dx_BD)
-        dy_BD = dy_BD + c["n3"] * displacement["norm.weight"] + displacement["norm.bias"]
-        dlogits = (
-            dy_BD @ self._view.head.weight.mT + (self.features(c) - self._center_D) @ displacement["head.weight"].mT
+        c, d, w, block = constants, _Delta(displacement, self._block.name), self._frozen, self._block
+        dtype = c["n1"].dtype
+        norm1, norm2, norm3 = d.norm("norm1"), d.norm("norm2"), d.norm("norm", inside=False)
+        dWq, dWk, dWv = d["attn.qkv.weight"].unflatten(0, (3, block.num_heads, -1))
+        dbq, _, dbv = (None, None, None) if block.qkv.bias is None else d["attn.qkv.bias"].chunk(3)
+
+        own, const = _after_norm(w.q.flatten(0, 1), dWq.flatten(0, 1), dbq, (w.g1, w.c1), norm1)
+        dq_BHE = _heads((_rows(c, "n1")[:, 0] @ own.to(dtype).mT + const).to(dtype), block)
+        # score j moves by scale (u . n_j), up to a constant over j that the softmax drops
+        own, _ = _after_norm(w.k, dWk, None, (w.g1, w.c1), norm1)
+        query_HBX = block.scale * torch.cat([dq_BHE, c["q"].to(dtype)], dim=-1).transpose(0, 1)
+        u_HBD = query_HBX @ torch.cat([w.k * w.g1, own], dim=1).to(dtype)
+        dmean_HBD = covariance_product(c, u_HBD)
+        own, const = _after_norm(w.v, dWv, None if dbv is None else _heads(dbv, block), (w.g1, w.c1), norm1)
+        carry = (w.v * w.g1).to(dtype)
+        do_HBE = dmean_HBD @ carry.mT + c["mean"].to(dtype).transpose(0, 1) @ own.to(dtype).mT + const.unsqueeze(1)
+
+        dz_BD = _linear(do_HBE.transpose(0, 1).flatten(1), block.proj, c["o"], d.linear("attn.proj"), dtype)
+        dx_BD = dz_BD if w.ls1 is None else dz_BD * w.ls1 + d["ls1.gamma"] * c["z1"]
+        own, const = _after_norm(block.fc1.weight, *d.linear("mlp.fc1"), (w.g2, w.c2), norm2)
+        dn_BD = rules.normalize_tangent(c["n2"], c["rstd2"], dx_BD).to(dtype)
+        dh_BF = dn_BD @ (block.fc1.weight * w.g2).to(dtype).mT + c["n2"].to(dtype) @ own.to(dtype).mT + const
+        da_BF = (rules.activation_slope(block.act, c["h"]) * dh_BF).to(dtype)
+        dz_BD = _linear(da_BF, block.fc2, block.act(c["h"]), d.linear("mlp.fc2"), dtype)
+        dx_BD = dx_BD + (dz_BD if w.ls2 is None else dz_BD * w.ls2 + d["ls2.gamma"] * c["z2"])
+        head = self._view.head
+        own, const = _after_norm(
+            head.weight, *d.linear("head", inside=False), (w.g3, w.c3), norm3, center_D=self._center_D
         )
-        return c["logits"] + (dlogits + displacement["head.bias"] if "head.bias" in displacement else dlogits)
+        dn_BD = rules.normalize_tangent(c["n3"], c["rstd3"], dx_BD).to(dtype)
+        dlogits = dn_BD @ (head.weight * w.g3).to(dtype).mT + c["n3"].to(dtype) @ own.to(dtype).mT + const
+        return c["logits"] + dlogits
 
     @torch.no_grad()
     def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Places:
         """J(x)^T r as one outer product a weight (a head); it doesn't depend on the displacement."""
         c, w, block, view = constants, self._frozen, self._block, self._view
-        found = _Collector(block)
+        dtype = c["n1"].dtype
+        found = _Collector(block, dtype)
         found.linear("head", view.head, cotangent_BC, self.features(c) - self._center_D, inside=False)
-        b_BD = cotangent_BC @ view.head.weight
+        b_BD = _back(cotangent_BC, view.head, dtype)
         found.norm("norm", b_BD, c["n3"], inside=False)
         cot_BD = rules.normalize_tangent(c["n3"], c["rstd3"], b_BD * w.g3)
 
@@ -131,9 +141,9 @@ class ClassRowEngine:
             found.direct("ls2.gamma", b_BD * c["z2"])
             b_BD = b_BD * w.ls2
         found.linear("mlp.fc2", block.fc2, b_BD, block.act(c["h"]))
-        b_BF = (b_BD @ block.fc2.weight) * rules.activation_slope(block.act, c["h"])
+        b_BF = _back(b_BD, block.fc2, dtype) * rules.activation_slope(block.act, c["h"])
         found.linear("mlp.fc1", block.fc1, b_BF, w.g2 * c["n2"] + w.c2)
-        b_BD = b_BF @ block.fc1.weight
+        b_BD = _back(b_BF, block.fc1, dtype)
         found.norm("norm2", b_BD, c["n2"])
         cot_BD = cot_BD + rules.normalize_tangent(c["n2"], c["rstd2"], b_BD * w.g2)
 
@@ -142,33 +152,31 @@ class ClassRowEngine:
             found.direct("ls1.gamma", b_BD * c["z1"])
             b_BD = b_BD * w.ls1
         found.linear("attn.proj", block.proj, b_BD, c["o"])
-        b_BHE = _heads(b_BD @ block.proj.weight, block)
-        self._attention_places(found, c, b_BHE)
+        self._attention_places(found, c, _heads(_back(b_BD, block.proj, dtype), block))
         return Places(found.places)
 
     def _attention_places(self, found: _Collector, c: Constants, bv_BHE: Tensor) -> None:
         """Queries, keys, values and norm1, from the cotangent of row 0 of attention's output."""
-        w, block = self._frozen, self._block
-        n1_0 = c["n1"][:, 0]
-        p_BHD = torch.einsum("bhe,hed->bhd", bv_BHE, w.v)
-        s_BHD = block.scale * _covariance_product(c, p_BHD * w.g1)
-        r_BHD = w.g1 * s_BHD
-        bq_BHE = torch.einsum("bhd,hed->bhe", r_BHD, w.k)
-        bq_BD, y0_BD = bq_BHE.flatten(1), w.g1 * n1_0 + w.c1
-        found.outer("attn.qkv.weight", bq_BD[:, None], y0_BD[:, None])
-        found.outer("attn.qkv.weight", c["q"], r_BHD)
+        w, block, dtype = self._frozen, self._block, bv_BHE.dtype
+        n1_0, wq, wv = _rows(c, "n1")[:, 0], w.q.flatten(0, 1).to(dtype), w.v.to(dtype)
+        p_HBD = bv_BHE.transpose(0, 1) @ wv
+        s_HBD = covariance_product(c, p_HBD, gain_D=block.scale * w.g1)
+        bq_BD = (s_HBD @ (w.k * w.g1).to(dtype).mT).transpose(0, 1).flatten(1)
+        found.outer("attn.qkv.weight", bq_BD[:, None], (w.g1 * n1_0 + w.c1)[:, None])
+        found.outer("attn.qkv.weight", c["q"], (w.g1 * s_HBD).transpose(0, 1))
         found.outer("attn.qkv.weight", bv_BHE, w.g1 * c["mean"] + w.c1)
         if block.qkv.bias is not None:
-            for part_BD in (bq_BD, bq_BD.new_zeros(1, 1).expand_as(bq_BD), bv_BHE.flatten(1)):
+            for part_BD in (bq_BD, torch.zeros_like(bq_BD), bv_BHE.flatten(1)):
                 found.direct("attn.qkv.bias", part_BD)
-        back_BD = bq_BD @ w.q.flatten(0, 1)
-        key_BHD = torch.einsum("bhe,hed->bhd", c["q"], w.k)
-        found.direct("norm1.weight", back_BD * n1_0 + (key_BHD * s_BHD + p_BHD * c["mean"]).sum(1))
-        found.direct("norm1.bias", back_BD + p_BHD.sum(1))
+        back_BD = bq_BD @ wq
+        key_HBD = c["q"].to(dtype).transpose(0, 1) @ w.k.to(dtype)
+        moved_BD = (key_HBD * s_HBD + p_HBD * c["mean"].transpose(0, 1)).sum(0)
+        found.direct("norm1.weight", back_BD * n1_0 + moved_BD)
+        found.direct("norm1.bias", back_BD + bv_BHE.flatten(1) @ wv.flatten(0, 1))
 
 
-def _covariance_product(c: Constants, x_BHD: Tensor) -> Tensor:
-    """Cov_h x_h (B, H, D), with Cov_h the covariance of the normalized tokens under head h's attention.
+def covariance_product(c: Constants, x_HBD: Tensor, *, gain_D: Tensor | None = None) -> Tensor:
+    """Cov_h (gain * x_h) (H, B, D), with Cov_h the covariance of the normalized tokens under head h's attention.
 
     The derivative of attention's mean token sum_j a_j n_j, when score j moves by x . n_j, is sum_j a_j n_j (x . n_j)
     minus the mean token times sum_j a_j (x . n_j): a covariance, hence its own transpose, so one function carries
@@ -177,10 +185,49 @@ def _covariance_product(c: Constants, x_BHD: Tensor) -> Tensor:
     if c["n1"].is_cuda and c["n1"].dtype == torch.bfloat16:
         from privshard.tangent import kernels
 
-        return kernels.covariance_product(c["n1"], c["probs"], c["mean"], x_BHD)
-    scores_BHN = x_BHD @ c["n1"].mT
-    weights_BHN = c["probs"] * scores_BHN
-    return (weights_BHN - c["probs"] * weights_BHN.sum(-1, keepdim=True)) @ c["n1"]
+        return kernels.covariance_product(c["n1"], c["probs"], c["mean"], x_HBD, gain_D=gain_D, rows_B=c.get(ROWS))
+    n1_BND = _rows(c, "n1")
+    x_BHD = (x_HBD if gain_D is None else x_HBD * gain_D).transpose(0, 1).to(n1_BND.dtype)
+    weights_BHN = c["probs"] * (x_BHD @ n1_BND.mT)
+    weights_BHN = weights_BHN - c["probs"] * weights_BHN.sum(-1, keepdim=True)
+    return (weights_BHN.to(n1_BND.dtype) @ n1_BND).transpose(0, 1)
+
+
+def _rows(c: Constants, name: str) -> Tensor:
+    """The batch's rows of a constant that a batch holds whole (`ClassRowEngine.indexed`)."""
+    return c[name] if ROWS not in c else c[name][c[ROWS]]
+
+
+def _after_norm(
+    weight: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor | None,
+    norm: tuple[Tensor, Tensor],
+    d_norm: tuple[Tensor, Tensor],
+    *,
+    center_D: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """How a linear layer after a norm, W (g n + c) + b, moves with its own and the norm's parameters.
+
+    Returns (A, a) with dW (g n + c - center) + W (dg n + dc) + db = A n + a. weight: (..., O, D).
+    """
+    (g, c), (dg, dc) = norm, d_norm
+    const = d_weight @ (c - center_D) + weight @ dc
+    return d_weight * g + weight * dg, const if d_bias is None else const + d_bias
+
+
+def _linear(
+    dx: Tensor, module: nn.Linear, x: Tensor, delta: tuple[Tensor, Tensor | None], dtype: torch.dtype
+) -> Tensor:
+    """W dx + dW x + db."""
+    d_weight, d_bias = delta
+    out = dx.to(dtype) @ module.weight.to(dtype).mT + x.to(dtype) @ d_weight.to(dtype).mT
+    return out if d_bias is None else out + d_bias
+
+
+def _back(b: Tensor, module: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """W^T b."""
+    return b.to(dtype) @ module.weight.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -214,43 +261,36 @@ class _Frozen:
         return _Frozen(q, k, v, bq, bv, *norms, *gammas)  # pyright: ignore[reportArgumentType]
 
 
+@dataclass(frozen=True)
 class _Delta:
-    """The displacement of one block in the layout that the formulas use."""
+    """The displacement's tensors by their names inside the block `name`."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], block: BlockView) -> None:
-        self._tensors, self._name = tensors, block.name
-        weight = tensors[f"{block.name}.attn.qkv.weight"]
-        self._q, k, v = weight.chunk(3)
-        self.k, self.v = (part.unflatten(0, (block.num_heads, -1)) for part in (k, v))
-        bias = tensors.get(f"{block.name}.attn.qkv.bias")
-        self._bq: Tensor | float = 0.0 if bias is None else bias.chunk(3)[0]
-        self.bv: Tensor | float = 0.0 if bias is None else bias.chunk(3)[2].unflatten(0, (block.num_heads, -1))
-        self.g1, self.c1 = tensors[f"{block.name}.norm1.weight"], tensors[f"{block.name}.norm1.bias"]
+    tensors: Mapping[str, Tensor]
+    name: str
 
-    def q(self, y_BD: Tensor) -> Tensor:
-        return y_BD @ self._q.mT + self._bq
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[f"{self.name}.{name}"]
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        product = x @ self._tensors[f"{self._name}.{name}.weight"].mT
-        bias = self._tensors.get(f"{self._name}.{name}.bias")
-        return product if bias is None else product + bias
+    def linear(self, name: str, *, inside: bool = True) -> tuple[Tensor, Tensor | None]:
+        full = f"{self.name}.{name}" if inside else name
+        return self.tensors[f"{full}.weight"], self.tensors.get(f"{full}.bias")
 
-    def norm(self, name: str, n: Tensor) -> Tensor:
-        return n * self._tensors[f"{self._name}.{name}.weight"] + self._tensors[f"{self._name}.{name}.bias"]
-
-    def scale(self, name: str) -> Tensor:
-        return self._tensors[f"{self._name}.{name}.gamma"]
+    def norm(self, name: str, *, inside: bool = True) -> tuple[Tensor, Tensor]:
+        full = f"{self.name}.{name}" if inside else name
+        return self.tensors[f"{full}.weight"], self.tensors[f"{full}.bias"]
 
 
 class _Collector:
     """Gathers places under their full parameter names."""
 
-    def __init__(self, block: BlockView) -> None:
+    def __init__(self, block: BlockView, dtype: torch.dtype) -> None:
         self._prefix = f"{block.name}."
+        self._dtype = dtype
         self.places: list[Outer | Direct] = []
 
     def outer(self, name: str, b_BGO: Tensor, a_BGI: Tensor, *, inside: bool = True) -> None:
-        self.places.append(Outer(self._full(name, inside), b_BGO.unsqueeze(1), a_BGI.unsqueeze(1)))
+        b, a = b_BGO.to(self._dtype).unsqueeze(1), a_BGI.to(self._dtype).unsqueeze(1)
+        self.places.append(Outer(self._full(name, inside), b, a))
 
     def direct(self, name: str, g_BP: Tensor, *, inside: bool = True) -> None:
         self.places.append(Direct(self._full(name, inside), g_BP))

@@ -14,70 +14,103 @@ import triton.language as tl
 from torch import Tensor
 
 
-def covariance_product(n1_BND: Tensor, probs_BHN: Tensor, mean_BHD: Tensor, x_BHD: Tensor) -> Tensor:
-    """Cov_h x_h (B, H, D) in fp32: sum_j a_j n_j (x . n_j) - mean (sum_j a_j (x . n_j)), in one pass over the tokens.
+def covariance_product(
+    n1_BND: Tensor,
+    probs_BHN: Tensor,
+    mean_BHD: Tensor,
+    x_HBD: Tensor,
+    *,
+    gain_D: Tensor | None = None,
+    rows_B: Tensor | None = None,
+) -> Tensor:
+    """Cov_h y_h (H, B, D), y = gain * x: sum_j a_j n_j (y . n_j) - mean (sum_j a_j (y . n_j)), in one pass.
 
-    n1_BND: bfloat16 or float16 tokens, contiguous. The others: any float type. Products run in the tokens' type and
-    accumulate in fp32; `privshard.tangent.class_row` holds the reference.
+    n1_BND: bfloat16 or float16 tokens, contiguous; with `rows_B` example i's are those at rows_B[i], read in place.
+    The others: any float type. Products run in the tokens' type and accumulate in fp32; the result has the tokens'
+    type. `privshard.tangent.class_row` holds the reference.
     """
-    num_examples, num_tokens, width = n1_BND.shape
-    num_heads = x_BHD.shape[1]
-    out_BHD = torch.empty(num_examples, num_heads, width, dtype=torch.float32, device=n1_BND.device)
+    num_heads, num_examples, width = x_HBD.shape
+    num_tokens = n1_BND.shape[1]
+    out_HBD = torch.empty(x_HBD.shape, dtype=n1_BND.dtype, device=n1_BND.device)
+    parts = 1 if width <= 256 else 4
     _covariance[(num_examples,)](
         n1_BND,
-        probs_BHN.to(torch.float32).contiguous(),
-        mean_BHD.to(torch.float32).contiguous(),
-        x_BHD.to(n1_BND.dtype).contiguous(),
-        out_BHD,
+        n1_BND if rows_B is None else rows_B,
+        probs_BHN.contiguous(),
+        mean_BHD.contiguous(),
+        x_HBD.contiguous(),
+        n1_BND if gain_D is None else gain_D.contiguous(),
+        out_HBD,
+        num_examples,
         num_tokens,
+        HAS_ROWS=rows_B is not None,
+        HAS_GAIN=gain_D is not None,
         NUM_HEADS=num_heads,
         WIDTH=width,
         HEADS=max(16, triton.next_power_of_2(num_heads)),
-        COLUMNS=triton.next_power_of_2(width),
-        TOKENS=32 if width > 512 else 64,
-        num_warps=8,
+        PARTS=parts,
+        COLUMNS=max(16, triton.next_power_of_2(triton.cdiv(width, parts))),
+        TOKENS=32,
+        num_warps=4,
         num_stages=2,
     )
-    return out_BHD
+    return out_HBD
 
 
 @triton.jit
 def _covariance(
     n_ptr,
+    rows_ptr,
     probs_ptr,
     mean_ptr,
     x_ptr,
+    gain_ptr,
     out_ptr,
+    num_examples,
     num_tokens,
+    HAS_ROWS: tl.constexpr,
+    HAS_GAIN: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
+    PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """One program an example: its tokens go by in tiles of TOKENS rows."""
+    """One program an example: its tokens go by in tiles of TOKENS rows.
+
+    The width is cut into PARTS, so that the warps' products with a tile are independent of one another; tensors are
+    (part, head or token, column).
+    """
     example = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows_ptr + example).to(tl.int64) if HAS_ROWS else example
     head = tl.arange(0, HEADS)
-    column = tl.arange(0, COLUMNS)
-    inside = (head[:, None] < NUM_HEADS) & (column[None, :] < WIDTH)
-    at = example * NUM_HEADS * WIDTH + head[:, None] * WIDTH + column[None, :]
-    x_HD = tl.load(x_ptr + at, mask=inside, other=0.0)
-    total_HD = tl.zeros((HEADS, COLUMNS), dtype=tl.float32)
+    column = tl.arange(0, PARTS)[:, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
+    inside = (head[None, :, None] < NUM_HEADS) & (column < WIDTH)
+    at = (head[None, :, None] * num_examples + example) * WIDTH + column
+    x_PHD = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_GAIN:
+        x_PHD *= tl.load(gain_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    x_PHD = x_PHD.to(n_ptr.dtype.element_ty)
+    total_PHD = tl.zeros((PARTS, HEADS, COLUMNS), dtype=tl.float32)
     weight_H = tl.zeros((HEADS,), dtype=tl.float32)
     for start in range(0, num_tokens, TOKENS):
         token = start + tl.arange(0, TOKENS)
-        n_ND = tl.load(
-            n_ptr + example * num_tokens * WIDTH + token[:, None] * WIDTH + column[None, :],
-            mask=(token[:, None] < num_tokens) & (column[None, :] < WIDTH),
+        n_PND = tl.load(
+            n_ptr + (row * num_tokens + token[None, :, None]) * WIDTH + column,
+            mask=(token[None, :, None] < num_tokens) & (column < WIDTH),
             other=0.0,
         )
         a_HN = tl.load(
-            probs_ptr + example * NUM_HEADS * num_tokens + head[:, None] * num_tokens + token[None, :],
+            probs_ptr + (example * NUM_HEADS + head[:, None]) * num_tokens + token[None, :],
             mask=(head[:, None] < NUM_HEADS) & (token[None, :] < num_tokens),
             other=0.0,
-        )
-        weights_HN = a_HN * tl.dot(x_HD, tl.trans(n_ND))
+        ).to(tl.float32)
+        weights_HN = a_HN * tl.sum(tl.dot(x_PHD, tl.trans(n_PND, (0, 2, 1))), axis=0)
         weight_H += tl.sum(weights_HN, axis=1)
-        total_HD = tl.dot(weights_HN.to(n_ND.dtype), n_ND, acc=total_HD)
-    mean_HD = tl.load(mean_ptr + at, mask=inside, other=0.0)
-    tl.store(out_ptr + at, total_HD - mean_HD * weight_H[:, None], mask=inside)
+        every_PHN = tl.broadcast_to(weights_HN.to(n_PND.dtype)[None, :, :], (PARTS, HEADS, TOKENS))
+        total_PHD = tl.dot(every_PHN, n_PND, acc=total_PHD)
+    mean_at = (example * NUM_HEADS + head[None, :, None]) * WIDTH + column
+    mean_PHD = tl.load(mean_ptr + mean_at, mask=inside, other=0.0).to(tl.float32)
+    total_PHD -= mean_PHD * weight_H[None, :, None]
+    tl.store(out_ptr + at, total_PHD.to(out_ptr.dtype.element_ty), mask=inside)

@@ -33,11 +33,18 @@ class Direct:
     g_BP: Tensor
 
 
+NARROW_SLACK = 1 + 2.0**-8
+"""What rounding to bf16 may add to a number, relative to it."""
+
+
 @dataclass(frozen=True)
 class Places:
     """The gradients of a batch over all parameters (`privshard.core.method.UnitGradients`).
 
-    Places of one name are consecutive rows of that parameter, in order. Exact in the precision of the factors.
+    Places of one name are consecutive rows of that parameter, in order. Exact in the precision of the factors: squares
+    and sums are taken of the factors as they are and accumulate in fp32 at least. One more rounding happens where the
+    factors are bf16, to weight times b, so a unit of one example and one token a place adds at most `NARROW_SLACK`
+    times its weighted norm; where the terms of a unit can cancel that is no bound, and `float` is needed.
     """
 
     places: Sequence[Outer | Direct]
@@ -53,40 +60,38 @@ class Places:
             ]
         )
 
-    def squared_norms(self, unit_B: Tensor, num_units: int) -> Tensor:
+    def narrow(self, *, alone: bool) -> bool:
+        """Whether sums can be taken of these bf16 factors with `NARROW_SLACK`. alone: every unit is one example."""
+        outer = [place for place in self.places if isinstance(place, Outer)]
+        return alone and all(place.b_BTGO.dtype == torch.bfloat16 and place.b_BTGO.shape[1] == 1 for place in outer)
+
+    def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
         """Squared norm (U,) of each unit's gradient over all parameters."""
-        slots_UM = _slots(unit_B, num_units)
-        total_U = torch.zeros(num_units, dtype=_dtype(self.places[0]), device=unit_B.device)
-        for place in self.places:
-            total_U = total_U + (
-                _outer_norms(place, slots_UM) if isinstance(place, Outer) else _direct_norms(place, slots_UM)
-            )
-        return total_U
+        slots_UM = None if unit_B is None else _slots(unit_B, num_units)
+        norms = [
+            _outer_norms(place, slots_UM) if isinstance(place, Outer) else _direct_norms(place, slots_UM)
+            for place in self.places
+        ]
+        return torch.stack(norms).sum(0)
 
     def weighted_sum(self, weight_B: Tensor) -> dict[str, Tensor]:
         """Parameter name -> sum_i weight_i g_i. Examples of weight 0 are left out, so their values don't matter."""
-        kept = weight_B.nonzero().squeeze(1)
-        everything = len(kept) == len(weight_B)
         rows: dict[str, list[Tensor]] = {}
         for place in self.places:
-            rows.setdefault(place.name, []).append(_weighted(place, weight_B, None if everything else kept))
+            rows.setdefault(place.name, []).append(_weighted(place, weight_B))
         return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in rows.items()}
 
 
-def _dtype(place: Outer | Direct) -> torch.dtype:
-    return (place.b_BTGO if isinstance(place, Outer) else place.g_BP).dtype
-
-
-def _slots(unit_B: Tensor, num_units: int) -> Tensor | None:
-    """Examples of each unit (U, most examples), padded with B; None where every example is its own unit, in order."""
+@torch.compiler.disable  # shapes that depend on data
+def _slots(unit_B: Tensor, num_units: int) -> Tensor:
+    """Examples of each unit (U, most examples), padded with B."""
     num = len(unit_B)
-    if num == num_units and bool((unit_B == torch.arange(num, device=unit_B.device)).all()):
-        return None
     counts_U = torch.bincount(unit_B, minlength=num_units)
     order = torch.argsort(unit_B, stable=True)
     start_U = counts_U.cumsum(0) - counts_U
     place_B = torch.arange(num, device=unit_B.device) - start_U[unit_B[order]]
-    slots = torch.full((num_units, max(int(counts_U.max()), 1)), num, device=unit_B.device)
+    longest = int(counts_U.max()) if num else 1
+    slots = torch.full((num_units, longest), num, device=unit_B.device)
     slots[unit_B[order], place_B] = order
     return slots
 
@@ -96,8 +101,12 @@ def _gather(x_B: Tensor, slots_UM: Tensor) -> Tensor:
     return torch.cat([x_B, x_B.new_zeros(1, *x_B.shape[1:])])[slots_UM]
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def _outer_norms(place: Outer, slots_UM: Tensor | None) -> Tensor:
-    b, a = place.b_BTGO, place.a_BTGI
+    b, a = _wide(place.b_BTGO), _wide(place.a_BTGI)
     if slots_UM is not None:
         b, a = _gather(b, slots_UM).flatten(1, 2), _gather(a, slots_UM).flatten(1, 2)
     num_tokens, out_width, in_width = b.shape[1], b.shape[-1], a.shape[-1]
@@ -110,16 +119,29 @@ def _outer_norms(place: Outer, slots_UM: Tensor | None) -> Tensor:
 
 
 def _direct_norms(place: Direct, slots_UM: Tensor | None) -> Tensor:
-    g = place.g_BP if slots_UM is None else _gather(place.g_BP, slots_UM).sum(1)
-    return g.square().sum(1)
+    g = _wide(place.g_BP)
+    return (g if slots_UM is None else _gather(g, slots_UM).sum(1)).square().sum(1)
 
 
-def _weighted(place: Outer | Direct, weight_B: Tensor, kept: Tensor | None) -> Tensor:
-    if kept is not None:
-        weight_B = weight_B[kept]
+def _weighted(place: Outer | Direct, weight_B: Tensor) -> Tensor:
     if isinstance(place, Direct):
-        return weight_B.to(place.g_BP.dtype) @ (place.g_BP if kept is None else place.g_BP[kept])
-    b, a = (place.b_BTGO, place.a_BTGI) if kept is None else (place.b_BTGO[kept], place.a_BTGI[kept])
-    b = b * weight_B.to(b.dtype)[:, None, None, None]
-    b_GRO, a_GRI = b.flatten(0, 1).transpose(0, 1), a.flatten(0, 1).transpose(0, 1)
-    return (b_GRO.mT @ a_GRI).flatten(0, 1)
+        g_BP = _kept(_wide(place.g_BP), weight_B)
+        return (weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0)
+    b, a = _kept(_wide(place.b_BTGO), weight_B), _kept(place.a_BTGI, weight_B)
+    b = (b * weight_B.to(b.dtype)[:, None, None, None]).to(a.dtype)
+    b_GOR, a_GRI = b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)
+    return _product(b_GOR, a_GRI).flatten(0, 1)
+
+
+def _kept(x_B: Tensor, weight_B: Tensor) -> Tensor:
+    """`x` with zeros for the examples of weight 0, whatever they held."""
+    return torch.where((weight_B != 0).reshape(-1, *[1] * (x_B.ndim - 1)), x_B, 0.0)
+
+
+def _product(b_GOR: Tensor, a_GRI: Tensor) -> Tensor:
+    """b a, bf16 factors multiplied exactly and summed in fp32."""
+    if b_GOR.dtype != torch.bfloat16:
+        return b_GOR @ a_GRI
+    if b_GOR.is_cuda:
+        return torch.bmm(b_GOR, a_GRI, out_dtype=torch.float32)
+    return b_GOR.float() @ a_GRI.float()

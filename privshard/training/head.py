@@ -25,6 +25,7 @@ class HeadMethod:
     space: Space = "tangent"
     batch_scale = 64
     wide: frozenset[str] = frozenset()
+    indexed: frozenset[str] = frozenset()
 
     def __init__(self, view: ViTView, *, center_D: Tensor | float = 0.0) -> None:
         self._view = view

@@ -145,8 +145,11 @@ def _unit_features(
         method.features(take(constants, np.arange(start, min(start + max_rows, num)), device=device))
         for start in range(0, num, max_rows)
     ]
-    feature_BD = torch.cat(parts).double().cpu()
-    return torch.stack([feature_BD[torch.from_numpy(rows)].mean(0) for rows in units.members])
+    feature_BD = torch.cat(parts).double().cpu()[torch.from_numpy(units.rows)]
+    sizes_U = torch.from_numpy(units.sizes)
+    total_UD = feature_BD.new_zeros(len(units), feature_BD.shape[1])
+    total_UD.index_add_(0, torch.repeat_interleave(torch.arange(len(units)), sizes_U), feature_BD)
+    return total_UD / sizes_U[:, None]
 
 
 def _optimizer(params: TrainingParams, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

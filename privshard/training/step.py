@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from privshard.core.method import Constants, Method, UnitGradients, pull
 from privshard.privacy.clipping import clip_factors
-from privshard.training.gather import take
+from privshard.tangent.places import NARROW_SLACK, Places
+from privshard.training.gather import take, upload
 from privshard.training.loss import cotangent
 from privshard.training.units import Units
 
@@ -27,6 +30,7 @@ def clipped_sum(
     max_grad_norm: float | None,
     max_rows: int = 512,
     dtype: torch.dtype = torch.float32,
+    compile: bool = False,
 ) -> dict[str, Tensor] | None:
     """sum_u clip(g_u, C) over the taken units, g_u the sum of the gradients of u's examples; None without any unit.
 
@@ -34,34 +38,70 @@ def clipped_sum(
     with a per-example loop). A unit whose gradient isn't finite contributes nothing. Batches change only rounding.
 
     dtype: of the frozen computation. The gradients' factors may be rounded by it, but norms and sums are taken of the
-    rounded factors in fp32, so the bound C holds for every type.
+    rounded factors in fp32, so the bound C holds for every type: where weighted factors are rounded once more, units
+    are clipped to C / (1 + 2^-8) (`privshard.tangent.places.Places`). compile: fuse what is between the cached
+    constants and the factors, and between the factors and the sums, as two graphs: what is normed is what is summed.
 
-    constants, labels_B: the whole shard's, rows in canonical order. taken: positions of units. max_grad_norm: C, or
-    None for no clipping.
+    constants, labels_B: the whole shard's, rows in canonical order; constants may stay on the CPU while labels_B is on
+    the device that computes. taken: positions of units. max_grad_norm: C, or None for no clipping.
     """
     total: dict[str, Tensor] | None = None
     for rows, unit_of_row in units.batches(taken, max_rows=max_rows):
-        at = torch.from_numpy(rows).to(labels_B.device)
-        unit_B = torch.from_numpy(unit_of_row).to(labels_B.device)
-        batch = take(constants, rows, device=labels_B.device)
-        with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits_BC, pullback = pull(method, batch, parameters)
-            gradients = pullback(cotangent(loss, logits_BC.float(), labels_B[at]))
-        gradients = gradients if dtype == torch.float32 else gradients.float()
-        num_units = int(unit_of_row[-1]) + 1
+        device = labels_B.device
+        batch = take(constants, rows, device=device, indexed=method.indexed)
+        labels = (
+            labels_B if len(rows) == len(labels_B) and (np.diff(rows) == 1).all() else labels_B[upload(rows, device)]
+        )
+        unit_B = None if unit_of_row[-1] == len(rows) - 1 else upload(unit_of_row, device)
+        num_units = int(unit_of_row[-1]) + 1  # ascending, and none without a row
+        run = _compiled if compile else _plain
+        gradients = run(_gradients)(method, batch, parameters, labels, loss=loss, dtype=dtype)
+        slack = 1.0
+        if isinstance(gradients, Places) and gradients.narrow(alone=unit_B is None):
+            slack = NARROW_SLACK
+        elif dtype != torch.float32:
+            gradients = gradients.float()
         if max_grad_norm is None:
-            part = _unclipped(gradients, unit_B, num_units)
+            part = _unclipped(gradients, labels, unit_B, num_units)
         else:
-            squared_U = gradients.squared_norms(unit_B, num_units)
-            part = gradients.weighted_sum(clip_factors(squared_U, max_grad_norm=max_grad_norm)[unit_B])
+            part = run(_bounded_sum)(gradients, unit_B, num_units=num_units, bound=max_grad_norm / slack)
         total = part if total is None else {name: total[name] + part[name] for name in total}
     return total
 
 
-def _unclipped(gradients: UnitGradients, unit_B: Tensor, num_units: int) -> dict[str, Tensor]:
+def _gradients(
+    method: Method,
+    batch: Constants,
+    parameters: Mapping[str, Tensor],
+    labels_B: Tensor,
+    *,
+    loss: str,
+    dtype: torch.dtype,
+) -> UnitGradients:
+    with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        logits_BC, pullback = pull(method, batch, parameters)
+        return pullback(cotangent(loss, logits_BC.float(), labels_B))
+
+
+def _bounded_sum(gradients: UnitGradients, unit_B: Tensor | None, *, num_units: int, bound: float) -> dict[str, Tensor]:
+    factor_U = clip_factors(gradients.squared_norms(unit_B, num_units), max_grad_norm=bound)
+    return gradients.weighted_sum(factor_U if unit_B is None else factor_U[unit_B])
+
+
+def _unclipped(gradients: UnitGradients, labels_B: Tensor, unit_B: Tensor | None, num_units: int) -> dict[str, Tensor]:
     """The sum over the units whose gradient is finite: where the sum over all of them is finite, these are all."""
-    total = gradients.weighted_sum(torch.ones(len(unit_B), device=unit_B.device))
+    total = gradients.weighted_sum(torch.ones(len(labels_B), device=labels_B.device))
     if bool(torch.stack([torch.isfinite(tensor).all() for tensor in total.values()]).all()):
         return total
     squared_U = gradients.squared_norms(unit_B, num_units)
-    return gradients.weighted_sum(torch.isfinite(squared_U).to(squared_U.dtype)[unit_B])
+    factor_U = torch.isfinite(squared_U).to(squared_U.dtype)
+    return gradients.weighted_sum(factor_U if unit_B is None else factor_U[unit_B])
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
