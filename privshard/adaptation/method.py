@@ -42,6 +42,7 @@ class AdapterMethod:
 
     batch_scale = 1
     wide = frozenset({"x"})
+    indexed: frozenset[str] = frozenset()
 
     def __init__(self, view: ViTView, adapter: Adapter, *, seed: int = 0, center_D: Tensor | None = None) -> None:
         self.adapter = adapter

@@ -44,6 +44,7 @@ class CanaryMethod:
     space: Space = "tangent"
     batch_scale = 1
     wide: frozenset[str] = frozenset()
+    indexed: frozenset[str] = frozenset()
     radius: float | None = None
 
     def __init__(self, num_coordinates: int, *, max_grad_norm: float) -> None:

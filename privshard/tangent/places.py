@@ -67,7 +67,7 @@ class Places:
 
     def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
         """Squared norm (U,) of each unit's gradient over all parameters."""
-        slots_UM = None if unit_B is None else _slots(unit_B, num_units)
+        slots_UM = None if unit_B is None else _slots(unit_B, num_units)  # pyright: ignore[reportCallIssue]
         norms = [
             _outer_norms(place, slots_UM) if isinstance(place, Outer) else _direct_norms(place, slots_UM)
             for place in self.places
