@@ -19,7 +19,7 @@ class DenseGradients:
 
     gradients: Mapping[str, Tensor]
 
-    def float(self) -> DenseGradients:
+    def bounded(self) -> DenseGradients:
         """The same gradients in fp32."""
         return DenseGradients({name: gradient.float() for name, gradient in self.gradients.items()})
 
@@ -62,10 +62,10 @@ class LazyGradients:
     def _dense(self) -> DenseGradients:
         return self.each()
 
-    def float(self) -> LazyGradients:
+    def bounded(self) -> LazyGradients:
         """The same gradients, in fp32 once computed."""
         return LazyGradients(
-            lambda: {name: total.float() for name, total in self._total.items()}, lambda: self._dense.float()
+            lambda: {name: total.float() for name, total in self._total.items()}, lambda: self._dense.bounded()
         )
 
     def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:

@@ -102,7 +102,7 @@ class Spikes:
     value_B: Tensor
     num_coordinates: int
 
-    def float(self) -> Spikes:
+    def bounded(self) -> Spikes:
         """These, which are fp32."""
         return self
 

@@ -20,8 +20,8 @@ ROWS = "rows"
 class UnitGradients(Protocol):
     """The gradients of a batch, one for each example, in whatever factored form the method has them."""
 
-    def float(self) -> UnitGradients:
-        """The same gradients in fp32."""
+    def bounded(self) -> UnitGradients:
+        """The same gradients, so that `squared_norms` bound what `weighted_sum` adds whatever type they came in."""
         ...
 
     def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
@@ -123,9 +123,10 @@ class ParameterMethod(Method, Protocol):
 
 
 def pull(method: Method, constants: Constants, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
-    """Logits, and the pullback to what the method trains, for either kind of method."""
-    if isinstance(method, ParameterMethod):
-        return method.pull(constants, parameters)
+    """Logits, and the pullback to what the method trains, for either kind of method. A linear method may have a
+    `pull` of its own, where both share work."""
+    if hasattr(method, "pull"):
+        return method.pull(constants, parameters)  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(method, LinearMethod)
     return method.logits(constants, parameters), partial(method.gradients, constants, parameters)
 

@@ -82,7 +82,7 @@ class TangentTail:
         deltas = [_SlotDelta(self.view.parts(self.first_block), moved)] if moved else []
         if self.point is not None:
             deltas = [*deltas, StoredDelta(self.point)]
-        out = Dual(deltas).tail(self.view, tokens_BND, first_block=self.first_block)
+        out, _, _ = Dual(deltas).tail(self.view, tokens_BND, first_block=self.first_block)
         return sum((dx for dx in out.dxs if dx is not None), start=out.x)
 
 

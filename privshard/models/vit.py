@@ -113,6 +113,15 @@ class ViTView:
             reduce_include_prefix=self.model.pool_include_prefix,
         )
 
+    def unpool(self, b_BD: Tensor, *, num_tokens: int) -> Tensor:
+        """The transpose of `pool`: the cotangent of the pooled tokens to that of `num_tokens` tokens (B, N, D)."""
+        first = (
+            0 if self.model.global_pool == "token" or self.model.pool_include_prefix else self.model.num_prefix_tokens
+        )
+        count = 1 if self.model.global_pool == "token" else num_tokens - first
+        before, after = (b_BD.new_zeros(len(b_BD), rows, b_BD.shape[1]) for rows in (first, num_tokens - first - count))
+        return torch.cat([before, (b_BD / count).unsqueeze(1).expand(-1, count, -1), after], dim=1)
+
     def parts(self, first_block: int) -> dict[str, nn.Module]:
         """Full name -> module, for everything with parameters from block `first_block` to the head."""
         named: dict[str, nn.Module] = {}

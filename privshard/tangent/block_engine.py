@@ -1,7 +1,8 @@
 """The k-block engine: any number of linearized blocks, either pooling, from cached tokens.
 
 The model is linear in its displacement, so the gradient of an example is J(x)^T r: the ordinary gradient of the frozen
-network at w0 with cotangent r on the logits. One backward pass of the primal, seen layer by layer, gives every factor.
+network at w0 with cotangent r on the logits. One pull through the primal, seen layer by layer, gives every factor, and
+the primal that carried the tangent forward serves it too.
 
 B batch, N tokens, D width, C classes.
 """
@@ -9,15 +10,16 @@ B batch, N tokens, D width, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from privshard.core.displacement import Space
-from privshard.core.method import Constants
+from privshard.core.method import Constants, Pullback
 from privshard.models.vit import ViTView
 from privshard.tangent.center import feature_radius, uncenter_head
-from privshard.tangent.dual import Dual, StoredDelta
+from privshard.tangent.dual import Dual, Pull, StoredDelta
 from privshard.tangent.linearize import parameter_shapes
 from privshard.tangent.places import Direct, Outer, Places
 
@@ -40,9 +42,7 @@ class BlockEngine:
     @torch.no_grad()
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""
-        tape = _Record()
-        Dual([], tape=tape).tail(self._view, constants["tokens"], first_block=self._first)
-        return next(factor for name, _, factor, _ in tape.seen if name == "head")
+        return Dual([]).tail(self._view, constants["tokens"], first_block=self._first)[1]
 
     def centered(self, mean_D: Tensor) -> BlockEngine:
         """This method, with the head's input centred by `mean_D`."""
@@ -64,32 +64,36 @@ class BlockEngine:
     @torch.no_grad()
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """f(x; w0) + J(x) D, (B, C)."""
-        delta = StoredDelta(displacement, head_center_D=self._center_D)
-        out = Dual([delta]).tail(self._view, constants["tokens"], first_block=self._first)
-        assert out.dxs[0] is not None
-        return out.x + out.dxs[0]
+        return self._tail(constants, displacement)[0]
+
+    @torch.no_grad()
+    def pull(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
+        """Logits, and the pullback on the same primal."""
+        logits_BC, pull = self._tail(constants, displacement)
+        return logits_BC, partial(self._pulled, pull, constants["tokens"].dtype)
 
     def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Places:
         """J(x)^T r in factors; it doesn't depend on the displacement."""
-        tape = _Record()
-        tokens = constants["tokens"].detach().requires_grad_()
-        with torch.enable_grad():
-            out = Dual([], tape=tape).tail(self._view, tokens, first_block=self._first)
-            backs = torch.autograd.grad(out.x, [seen[3] for seen in tape.seen], grad_outputs=cotangent_BC)
+        with torch.no_grad():
+            _, _, pull = Dual([]).tail(self._view, constants["tokens"], first_block=self._first)
+            return self._pulled(pull, constants["tokens"].dtype, cotangent_BC)
+
+    def _tail(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pull]:
+        delta = StoredDelta(displacement, head_center_D=self._center_D)
+        out, _, pull = Dual([delta]).tail(self._view, constants["tokens"], first_block=self._first)
+        assert out.dxs[0] is not None
+        return out.x + out.dxs[0], pull
+
+    @torch.no_grad()
+    def _pulled(self, pull: Pull, dtype: torch.dtype, cotangent_BC: Tensor) -> Places:
         found: list[Outer | Direct] = []
-        for (name, module, factor, _), back in zip(tape.seen, backs, strict=True):
-            found += _places(name, module, factor - self._center_D if name == "head" else factor, back)
+
+        def collect(name: str, module: nn.Module, factor: Tensor, back: Tensor) -> None:
+            factor = factor - self._center_D if name == "head" else factor
+            found.extend(_places(name, module, factor.to(dtype), back.to(dtype)))
+
+        pull(cotangent_BC, collect)
         return Places(found)
-
-
-class _Record:
-    """A tape that keeps what it sees."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, nn.Module, Tensor, Tensor]] = []
-
-    def __call__(self, name: str, module: nn.Module, factor: Tensor, out: Tensor) -> None:
-        self.seen.append((name, module, factor.detach(), out))
 
 
 def _places(name: str, module: nn.Module, factor: Tensor, back: Tensor) -> list[Outer | Direct]:

@@ -1,15 +1,15 @@
-"""The dual stream: primal and tangent of the last blocks and the head, the primal computed once for any number of
-tangents.
+"""The dual stream of the last blocks and the head: the primal once, any number of tangents beside it, cotangents back.
 
 B batch, N tokens, D width, H heads, E head width, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from privshard.models.vit import BlockView, ViTView
@@ -55,14 +55,15 @@ class StoredDelta:
         return product if bias is None else product + bias.to(dtype)
 
 
-class Tape(Protocol):
-    """Sees every parameter act: the layer's name, what its parameter multiplies, and its output."""
+class Collector(Protocol):
+    """Is shown every parameter as cotangents come back: the layer, what its parameter multiplies, the cotangent of
+    its output."""
 
-    def __call__(self, name: str, module: nn.Module, factor: Tensor, out: Tensor) -> None: ...
+    def __call__(self, name: str, module: nn.Module, factor: Tensor, back: Tensor) -> None: ...
 
 
-def no_tape(name: str, module: nn.Module, factor: Tensor, out: Tensor) -> None:
-    """Record nothing."""
+Pull = Callable[[Tensor, Collector], Tensor]
+"""(cotangent of a stage's output, who collects) -> cotangent of its input."""
 
 
 @dataclass(frozen=True)
@@ -74,91 +75,156 @@ class Stream:
 
 
 class Dual:
-    """Evaluates layers on streams. `deltas` may be empty: then it is the plain network, seen by `tape`."""
+    """Evaluates layers on streams, and says of each how cotangents go back. `deltas` may be empty: the plain network.
 
-    def __init__(self, deltas: Sequence[Delta], *, tape: Tape = no_tape) -> None:
+    Nothing here is recorded by autograd unless a delta's own tensors ask for it.
+    """
+
+    def __init__(self, deltas: Sequence[Delta]) -> None:
         self._deltas = deltas
-        self._tape = tape
 
-    def tail(self, view: ViTView, tokens_BND: Tensor, *, first_block: int) -> Stream:
-        """From the tokens that enter block `first_block` to the logits (B, C) and their tangents."""
+    def tail(self, view: ViTView, tokens_BND: Tensor, *, first_block: int) -> tuple[Stream, Tensor, Pull]:
+        """From the tokens that enter block `first_block` to the logits (B, C) and their tangents; the feature (B, D)
+        that enters the head; the pull from logits to tokens."""
         at = Stream(tokens_BND, (None,) * len(self._deltas))
+        pulls: list[Pull] = []
         for index, block in enumerate(view.blocks[first_block:], start=first_block):
             last = index == len(view.blocks) - 1
-            at = self.block(block, at, num_queries=1 if last and view.pools_class_token else None)
+            at, pull = self.block(block, at, num_queries=1 if last and view.pools_class_token else None)
+            pulls.append(pull)
         if view.norm is not None:
-            at = self._norm("norm", view.norm, at)
+            at, pull = self._norm("norm", view.norm, at)
+            pulls.append(pull)
+        num_tokens = at.x.shape[1]
         at = _each(at, (lambda x: x[:, 0]) if view.pools_class_token else view.pool)
+        pulls.append(lambda b_BD, _: view.unpool(b_BD, num_tokens=num_tokens))
         if view.fc_norm is not None:
-            at = self._norm("fc_norm", view.fc_norm, at)
-        return self._linear("head", view.head, at)
+            at, pull = self._norm("fc_norm", view.fc_norm, at)
+            pulls.append(pull)
+        feature_BD = at.x
+        at, pull = self._linear("head", view.head, at)
+        return at, feature_BD, _chain([*pulls, pull])
 
-    def block(self, view: BlockView, at: Stream, *, num_queries: int | None = None) -> Stream:
+    def block(self, view: BlockView, at: Stream, *, num_queries: int | None = None) -> tuple[Stream, Pull]:
         """One block. `num_queries` keeps only that many leading rows after attention's keys and values."""
-        rows = slice(0, num_queries)
-        out = self._attention(view, self._norm(f"{view.name}.norm1", view.norm1, at), rows)
-        out = self._linear(f"{view.name}.attn.proj", view.proj, out)
-        at = _add(_each(at, lambda x: x[:, rows]), self._layer_scale(f"{view.name}.ls1", view.ls1, out))
-        out = self._linear(f"{view.name}.mlp.fc1", view.fc1, self._norm(f"{view.name}.norm2", view.norm2, at))
-        out = self._activation(view.act, out)
+        rows, num_tokens = slice(0, num_queries), at.x.shape[1]
+        out, norm1 = self._norm(f"{view.name}.norm1", view.norm1, at)
+        out, attention = self._attention(view, out, rows)
+        out, proj = self._linear(f"{view.name}.attn.proj", view.proj, out)
+        out, ls1 = self._layer_scale(f"{view.name}.ls1", view.ls1, out)
+        at = _add(_each(at, lambda x: x[:, rows]), out)
+        out, norm2 = self._norm(f"{view.name}.norm2", view.norm2, at)
+        out, fc1 = self._linear(f"{view.name}.mlp.fc1", view.fc1, out)
+        out, act = self._activation(view.act, out)
+        mlp = [norm2, fc1, act]
         if view.mlp_norm is not None:
-            out = self._norm(f"{view.name}.mlp.norm", view.mlp_norm, out)
-        out = self._linear(f"{view.name}.mlp.fc2", view.fc2, out)
-        return _add(at, self._layer_scale(f"{view.name}.ls2", view.ls2, out))
+            out, mlp_norm = self._norm(f"{view.name}.mlp.norm", view.mlp_norm, out)
+            mlp.append(mlp_norm)
+        out, fc2 = self._linear(f"{view.name}.mlp.fc2", view.fc2, out)
+        out, ls2 = self._layer_scale(f"{view.name}.ls2", view.ls2, out)
+        back_mlp, back_attention = _chain([*mlp, fc2, ls2]), _chain([norm1, attention, proj, ls1])
 
-    def _activation(self, act: nn.Module, at: Stream) -> Stream:
-        if not self._deltas:
-            return Stream(act(at.x), ())
-        slope = rules.activation_slope(act, at.x)
-        return Stream(act(at.x), tuple(None if dx is None else slope * dx for dx in at.dxs))
+        def pull(b: Tensor, collect: Collector) -> Tensor:
+            b = b + back_mlp(b, collect)
+            return _padded(b, num_tokens) + back_attention(b, collect)
 
-    def _attention(self, view: BlockView, at: Stream, rows: slice) -> Stream:
-        qkv = _each(
-            self._linear(f"{view.name}.attn.qkv", view.qkv, at), lambda x: rules.split_heads(x, 3 * view.num_heads)
-        )
+        return _add(at, out), pull
+
+    def _activation(self, act: nn.Module, at: Stream) -> tuple[Stream, Pull]:
+        x = at.x
+        tangents = ()
+        if self._deltas:
+            slope = rules.activation_slope(act, x)
+            tangents = tuple(None if dx is None else slope * dx for dx in at.dxs)
+        return Stream(act(x), tangents), lambda b, _: b * rules.activation_slope(act, x)
+
+    def _attention(self, view: BlockView, at: Stream, rows: slice) -> tuple[Stream, Pull]:
+        qkv, pull_qkv = self._linear(f"{view.name}.attn.qkv", view.qkv, at)
+        qkv = _each(qkv, lambda x: rules.split_heads(x, 3 * view.num_heads))
         q, k, v = (_each(qkv, lambda x, part=part: x.chunk(3, dim=1)[part]) for part in range(3))
         q = _each(q, lambda x: x[:, :, rows])
+        pull_q = pull_k = None
         if view.q_norm is not None:
-            q = self._norm(f"{view.name}.attn.q_norm", view.q_norm, q)
+            q, pull_q = self._norm(f"{view.name}.attn.q_norm", view.q_norm, q)
         if view.k_norm is not None:
-            k = self._norm(f"{view.name}.attn.k_norm", view.k_norm, k)
+            k, pull_k = self._norm(f"{view.name}.attn.k_norm", view.k_norm, k)
         probs, out = rules.softmax_attention(q.x, k.x, v.x, view.scale)
         douts = tuple(
             rules.attention_tangent(probs, q.x, k.x, v.x, dq, dk, dv, view.scale)  # pyright: ignore[reportArgumentType]
             for dq, dk, dv in zip(q.dxs, k.dxs, v.dxs, strict=True)
         )
-        joined = _each(Stream(out, douts), rules.join_heads)
-        return joined if view.attn_norm is None else self._norm(f"{view.name}.attn.norm", view.attn_norm, joined)
+        joined, pull_norm = _each(Stream(out, douts), rules.join_heads), None
+        if view.attn_norm is not None:
+            joined, pull_norm = self._norm(f"{view.name}.attn.norm", view.attn_norm, joined)
+        num_tokens, x_q, x_k, x_v = at.x.shape[1], q.x, k.x, v.x
 
-    def _linear(self, name: str, module: nn.Linear, at: Stream) -> Stream:
-        out = module(at.x)
-        self._tape(name, module, at.x, out)
-        return Stream(out, self._tangents(at, lambda dx: dx @ module.weight.mT, lambda d: d.linear(name, at.x)))
+        def pull(b: Tensor, collect: Collector) -> Tensor:
+            b = b if pull_norm is None else pull_norm(b, collect)
+            bq, bk, bv = rules.attention_cotangent(
+                probs, x_q, x_k, x_v, rules.split_heads(b, view.num_heads), view.scale
+            )
+            bq = bq if pull_q is None else pull_q(bq, collect)
+            bk = bk if pull_k is None else pull_k(bk, collect)
+            joint = torch.cat([_padded(bq.transpose(1, 2), num_tokens).transpose(1, 2), bk, bv], dim=1)
+            return pull_qkv(rules.join_heads(joint), collect)
 
-    def _norm(self, name: str, module: nn.LayerNorm, at: Stream) -> Stream:
+        return joined, pull
+
+    def _linear(self, name: str, module: nn.Linear, at: Stream) -> tuple[Stream, Pull]:
+        x = at.x
+        dxs = self._tangents(at, lambda dx: dx @ module.weight.mT, lambda d: d.linear(name, x))
+
+        def pull(b: Tensor, collect: Collector) -> Tensor:
+            collect(name, module, x, b)
+            return b @ module.weight
+
+        return Stream(module(x), dxs), pull
+
+    def _norm(self, name: str, module: nn.LayerNorm, at: Stream) -> tuple[Stream, Pull]:
         n, rstd = rules.normalize(at.x, module.eps)
-        out = n * module.weight + module.bias
-        self._tape(name, module, n, out)
-        return Stream(
-            out,
-            self._tangents(
-                at, lambda dx: module.weight * rules.normalize_tangent(n, rstd, dx), lambda d: d.norm(name, at.x, n)
-            ),
+        dxs = self._tangents(
+            at, lambda dx: module.weight * rules.normalize_tangent(n, rstd, dx), lambda d: d.norm(name, at.x, n)
         )
 
-    def _layer_scale(self, name: str, module: nn.Module | None, at: Stream) -> Stream:
+        def pull(b: Tensor, collect: Collector) -> Tensor:
+            collect(name, module, n, b)
+            return rules.normalize_tangent(n, rstd, b * module.weight)
+
+        return Stream(n * module.weight + module.bias, dxs), pull
+
+    def _layer_scale(self, name: str, module: nn.Module | None, at: Stream) -> tuple[Stream, Pull]:
         if module is None:
-            return at
-        gamma = module.get_parameter("gamma")
-        out = at.x * gamma
-        self._tape(name, module, at.x, out)
-        return Stream(out, self._tangents(at, lambda dx: dx * gamma, lambda d: d.scale(name, at.x)))
+            return at, lambda b, _: b
+        gamma, x = module.get_parameter("gamma"), at.x
+
+        def pull(b: Tensor, collect: Collector) -> Tensor:
+            collect(name, module, x, b)
+            return b * gamma
+
+        return Stream(x * gamma, self._tangents(at, lambda dx: dx * gamma, lambda d: d.scale(name, x))), pull
 
     def _tangents(self, at: Stream, carry, own) -> tuple[Tensor, ...]:
         """Each delta's own contribution plus the incoming tangent, carried through the frozen layer."""
         return tuple(
             own(delta) if dx is None else carry(dx) + own(delta) for delta, dx in zip(self._deltas, at.dxs, strict=True)
         )
+
+
+def _chain(pulls: Sequence[Pull]) -> Pull:
+    """The pull through stages that follow one another."""
+
+    def pull(b: Tensor, collect: Collector) -> Tensor:
+        for stage in reversed(pulls):
+            b = stage(b, collect)
+        return b
+
+    return pull
+
+
+def _padded(b_BMX: Tensor, num_tokens: int) -> Tensor:
+    """Zeros for the rows that a stage dropped, (B, M, ...) -> (B, N, ...)."""
+    missing = num_tokens - b_BMX.shape[1]
+    return torch.cat([b_BMX, b_BMX.new_zeros(len(b_BMX), missing, *b_BMX.shape[2:])], dim=1) if missing else b_BMX
 
 
 def _each(at: Stream, function) -> Stream:

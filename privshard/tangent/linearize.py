@@ -97,7 +97,7 @@ class LinearizedViT(nn.Module):
         else:
             given = [displacement] if isinstance(displacement, Displacement) else list(displacement)
             deltas = [StoredDelta(self._checked(item, tokens_BND).tensors) for item in given]
-        out = Dual(deltas).tail(self.view, tokens_BND, first_block=self.first_block)
+        out, _, _ = Dual(deltas).tail(self.view, tokens_BND, first_block=self.first_block)
         logits = torch.stack([out.x + dx for dx in out.dxs]) if deltas else out.x.unsqueeze(0)[:0]  # pyright: ignore
         return logits if isinstance(displacement, Sequence) else logits[0]
 

@@ -24,6 +24,28 @@ class Outer:
     b_BTGO: Tensor
     a_BTGI: Tensor
 
+    def squared_norms(self, slots_UM: Tensor | None) -> Tensor:
+        """Of each unit's gradient (U,); slots as from `_slots`, None where every example is its own unit."""
+        b, a = _tokens(self.b_BTGO, slots_UM), _tokens(self.a_BTGI, slots_UM)
+        num_tokens, out_width, in_width = b.shape[1], b.shape[-1], a.shape[-1]
+        if num_tokens == 1:
+            return (_wide(b).square().sum(-1) * _wide(a).square().sum(-1)).sum((1, 2))
+        b, a = b.transpose(1, 2), a.transpose(1, 2)
+        if num_tokens * (out_width + in_width) <= out_width * in_width:
+            return (_product(b, b.mT) * _product(a, a.mT)).sum((1, 2, 3))
+        return _product(b.mT, a).square().sum((1, 2, 3))
+
+    def squared_slack(self, slots_UM: Tensor | None) -> Tensor:
+        """sum_g (sum_t |b_tg| |a_tg|)^2 of each unit (U,)."""
+        length_BTG = _wide(self.b_BTGO).norm(dim=-1) * _wide(self.a_BTGI).norm(dim=-1)
+        return _tokens(length_BTG, slots_UM).sum(1).square().sum(1)
+
+    def weighted_sum(self, weight_B: Tensor) -> Tensor:
+        """(G * O, I), at least in fp32."""
+        b, a = _kept(_wide(self.b_BTGO), weight_B), _kept(self.a_BTGI, weight_B)
+        b = (b * weight_B.to(b.dtype)[:, None, None, None]).to(a.dtype)
+        return _product(b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
+
 
 @dataclass(frozen=True)
 class Direct:
@@ -32,53 +54,50 @@ class Direct:
     name: str
     g_BP: Tensor
 
+    def squared_norms(self, slots_UM: Tensor | None) -> Tensor:
+        """Of each unit's gradient (U,)."""
+        return _tokens(_wide(self.g_BP).unsqueeze(1), slots_UM).sum(1).square().sum(1)
 
-NARROW_SLACK = 1 + 2.0**-8
-"""What rounding to bf16 may add to a number, relative to it."""
+    def weighted_sum(self, weight_B: Tensor) -> Tensor:
+        """(P,), at least in fp32."""
+        g_BP = _kept(_wide(self.g_BP), weight_B)
+        return (weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0)
+
+
+_ROUNDING = 2.0**-8
+"""The most that rounding to bf16 changes a number, relative to it."""
 
 
 @dataclass(frozen=True)
 class Places:
     """The gradients of a batch over all parameters (`privshard.core.method.UnitGradients`).
 
-    Places of one name are consecutive rows of that parameter, in order. Exact in the precision of the factors: squares
-    and sums are taken of the factors as they are and accumulate in fp32 at least. One more rounding happens where the
-    factors are bf16, to weight times b, so a unit of one example and one token a place adds at most `NARROW_SLACK`
-    times its weighted norm; where the terms of a unit can cancel that is no bound, and `float` is needed.
+    Places of one name are consecutive rows of that parameter, in order. Squares and sums are taken of the factors as
+    they are and accumulate in fp32 at least. Where factors are bf16, a sum rounds weight * b_t once more, so what a
+    unit adds is off by at most 2^-8 weight sum_t |b_t| |a_t| at each place; its norm is then given with that on top.
     """
 
     places: Sequence[Outer | Direct]
 
-    def float(self) -> Places:
-        """The same factors in fp32: what is normed and summed is then exactly what they say."""
-        return Places(
-            [
-                Direct(place.name, place.g_BP.float())
-                if isinstance(place, Direct)
-                else Outer(place.name, place.b_BTGO.float(), place.a_BTGI.float())
-                for place in self.places
-            ]
-        )
-
-    def narrow(self, *, alone: bool) -> bool:
-        """Whether sums can be taken of these bf16 factors with `NARROW_SLACK`. alone: every unit is one example."""
-        outer = [place for place in self.places if isinstance(place, Outer)]
-        return alone and all(place.b_BTGO.dtype == torch.bfloat16 and place.b_BTGO.shape[1] == 1 for place in outer)
+    def bounded(self) -> Places:
+        """These: `squared_norms` bound what `weighted_sum` adds as they are."""
+        return self
 
     def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
-        """Squared norm (U,) of each unit's gradient over all parameters."""
+        """Squared norm (U,) of each unit's gradient over all parameters, and of what rounding may add to it."""
         slots_UM = None if unit_B is None else _slots(unit_B, num_units)  # pyright: ignore[reportCallIssue]
-        norms = [
-            _outer_norms(place, slots_UM) if isinstance(place, Outer) else _direct_norms(place, slots_UM)
-            for place in self.places
-        ]
-        return torch.stack(norms).sum(0)
+        norms_U = torch.stack([place.squared_norms(slots_UM) for place in self.places]).sum(0)
+        rounded = [p for p in self.places if isinstance(p, Outer) and p.b_BTGO.dtype == torch.bfloat16]
+        if not rounded:
+            return norms_U
+        slack_U = torch.stack([place.squared_slack(slots_UM) for place in rounded]).sum(0)
+        return (norms_U.sqrt() + _ROUNDING * slack_U.sqrt()).square()
 
     def weighted_sum(self, weight_B: Tensor) -> dict[str, Tensor]:
         """Parameter name -> sum_i weight_i g_i. Examples of weight 0 are left out, so their values don't matter."""
         rows: dict[str, list[Tensor]] = {}
         for place in self.places:
-            rows.setdefault(place.name, []).append(_weighted(place, weight_B))
+            rows.setdefault(place.name, []).append(place.weighted_sum(weight_B))
         return {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in rows.items()}
 
 
@@ -96,41 +115,11 @@ def _slots(unit_B: Tensor, num_units: int) -> Tensor:
     return slots
 
 
-def _gather(x_B: Tensor, slots_UM: Tensor) -> Tensor:
-    """(B, ...) -> (U, M, ...), zeros where a unit has fewer examples."""
-    return torch.cat([x_B, x_B.new_zeros(1, *x_B.shape[1:])])[slots_UM]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _outer_norms(place: Outer, slots_UM: Tensor | None) -> Tensor:
-    b, a = _wide(place.b_BTGO), _wide(place.a_BTGI)
-    if slots_UM is not None:
-        b, a = _gather(b, slots_UM).flatten(1, 2), _gather(a, slots_UM).flatten(1, 2)
-    num_tokens, out_width, in_width = b.shape[1], b.shape[-1], a.shape[-1]
-    if num_tokens == 1:
-        return (b.square().sum(-1) * a.square().sum(-1)).sum((1, 2))
-    b, a = b.transpose(1, 2), a.transpose(1, 2)
-    if num_tokens * (out_width + in_width) <= out_width * in_width:
-        return ((b @ b.mT) * (a @ a.mT)).sum((1, 2, 3))
-    return (b.mT @ a).square().sum((1, 2, 3))
-
-
-def _direct_norms(place: Direct, slots_UM: Tensor | None) -> Tensor:
-    g = _wide(place.g_BP)
-    return (g if slots_UM is None else _gather(g, slots_UM).sum(1)).square().sum(1)
-
-
-def _weighted(place: Outer | Direct, weight_B: Tensor) -> Tensor:
-    if isinstance(place, Direct):
-        g_BP = _kept(_wide(place.g_BP), weight_B)
-        return (weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0)
-    b, a = _kept(_wide(place.b_BTGO), weight_B), _kept(place.a_BTGI, weight_B)
-    b = (b * weight_B.to(b.dtype)[:, None, None, None]).to(a.dtype)
-    b_GOR, a_GRI = b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)
-    return _product(b_GOR, a_GRI).flatten(0, 1)
+def _tokens(x_BT: Tensor, slots_UM: Tensor | None) -> Tensor:
+    """(B, T, ...) -> (U, M * T, ...): all tokens of a unit, zeros where it has fewer examples."""
+    if slots_UM is None:
+        return x_BT
+    return torch.cat([x_BT, x_BT.new_zeros(1, *x_BT.shape[1:])])[slots_UM].flatten(1, 2)
 
 
 def _kept(x_B: Tensor, weight_B: Tensor) -> Tensor:
@@ -138,10 +127,15 @@ def _kept(x_B: Tensor, weight_B: Tensor) -> Tensor:
     return torch.where((weight_B != 0).reshape(-1, *[1] * (x_B.ndim - 1)), x_B, 0.0)
 
 
-def _product(b_GOR: Tensor, a_GRI: Tensor) -> Tensor:
-    """b a, bf16 factors multiplied exactly and summed in fp32."""
-    if b_GOR.dtype != torch.bfloat16:
-        return b_GOR @ a_GRI
-    if b_GOR.is_cuda:
-        return torch.bmm(b_GOR, a_GRI, out_dtype=torch.float32)
-    return b_GOR.float() @ a_GRI.float()
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right; bf16 entries are multiplied exactly and summed in fp32."""
+    if left.dtype != torch.bfloat16:
+        return left @ right
+    if not left.is_cuda:
+        return left.float() @ right.float()
+    out = torch.bmm(left.flatten(0, -3), right.flatten(0, -3), out_dtype=torch.float32)
+    return out.unflatten(0, left.shape[:-2])

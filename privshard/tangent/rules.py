@@ -51,6 +51,15 @@ def attention_tangent(
     return dprobs @ v + probs @ dv
 
 
+def attention_cotangent(
+    probs: Tensor, q: Tensor, k: Tensor, v: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The transpose of `attention_tangent`: from the cotangent of attention's output to those of q, k and v."""
+    bprobs = b @ v.mT
+    bscores = scale * probs * (bprobs - (probs * bprobs).sum(dim=-1, keepdim=True))
+    return bscores @ k, bscores.mT @ q, probs.mT @ b
+
+
 def split_heads(x_BNF: Tensor, num_heads: int) -> Tensor:
     """(B, N, H * E) -> (B, H, N, E)."""
     return x_BNF.unflatten(-1, (num_heads, -1)).transpose(1, 2)

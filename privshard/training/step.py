@@ -12,7 +12,6 @@ from torch import Tensor
 
 from privshard.core.method import Constants, Method, UnitGradients, pull
 from privshard.privacy.clipping import clip_factors
-from privshard.tangent.places import NARROW_SLACK, Places
 from privshard.training.gather import take, upload
 from privshard.training.loss import cotangent
 from privshard.training.units import Units
@@ -38,9 +37,9 @@ def clipped_sum(
     with a per-example loop). A unit whose gradient isn't finite contributes nothing. Batches change only rounding.
 
     dtype: of the frozen computation. The gradients' factors may be rounded by it, but norms and sums are taken of the
-    rounded factors in fp32, so the bound C holds for every type: where weighted factors are rounded once more, units
-    are clipped to C / (1 + 2^-8) (`privshard.tangent.places.Places`). compile: fuse what is between the cached
-    constants and the factors, and between the factors and the sums, as two graphs: what is normed is what is summed.
+    rounded factors in fp32, and norms count what rounding may add, so the bound C holds for every type. compile: fuse
+    what is between the cached constants and the factors, and between the factors and the sums, as two graphs: what is
+    normed is what is summed.
 
     constants, labels_B: the whole shard's, rows in canonical order; constants may stay on the CPU while labels_B is on
     the device that computes. taken: positions of units. max_grad_norm: C, or None for no clipping.
@@ -56,15 +55,10 @@ def clipped_sum(
         num_units = int(unit_of_row[-1]) + 1  # ascending, and none without a row
         run = _compiled if compile else _plain
         gradients = run(_gradients)(method, batch, parameters, labels, loss=loss, dtype=dtype)
-        slack = 1.0
-        if isinstance(gradients, Places) and gradients.narrow(alone=unit_B is None):
-            slack = NARROW_SLACK
-        elif dtype != torch.float32:
-            gradients = gradients.float()
         if max_grad_norm is None:
             part = _unclipped(gradients, labels, unit_B, num_units)
         else:
-            part = run(_bounded_sum)(gradients, unit_B, num_units=num_units, bound=max_grad_norm / slack)
+            part = run(_bounded_sum)(gradients, unit_B, num_units=num_units, bound=max_grad_norm)
         total = part if total is None else {name: total[name] + part[name] for name in total}
     return total
 
@@ -80,7 +74,8 @@ def _gradients(
 ) -> UnitGradients:
     with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits_BC, pullback = pull(method, batch, parameters)
-        return pullback(cotangent(loss, logits_BC.float(), labels_B))
+        gradients = pullback(cotangent(loss, logits_BC.float(), labels_B))
+    return gradients if dtype == torch.float32 else gradients.bounded()
 
 
 def _bounded_sum(gradients: UnitGradients, unit_B: Tensor | None, *, num_units: int, bound: float) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ def test_bfloat16_rounds_the_wide_constants_alone(make_method):
     _, parts = batches(model)
     exact = encode(method, parts, num_rows=5, batch_size=2, device="cpu")
     rough = encode(method, parts, num_rows=5, batch_size=2, device="cpu", dtype=torch.bfloat16)
-    assert {name for name, tensor in rough.items() if tensor.dtype == torch.bfloat16} == method.wide
+    assert {name for name, tensor in rough.items() if tensor.dtype == torch.bfloat16} == method.wide & rough.keys()
     assert {name: tensor.shape for name, tensor in rough.items()} == {name: t.shape for name, t in exact.items()}
     difference = float((rough["logits"] - exact["logits"]).abs().max() / exact["logits"].abs().max())
     assert 1e-6 < difference < 5e-2  # it did run in bfloat16
