@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -14,31 +15,32 @@ from torch import Tensor
 _BLOCKS = 128
 
 
-def normal(key: bytes, *, block: int, n: int, device: torch.device) -> Tensor:
+def upload(key: bytes, device: torch.device) -> Tensor:
+    """The key's eight words on `device`; keep it with the stream, so that it goes when the stream does."""
+    return torch.tensor(struct.unpack("<8i", key), dtype=torch.int32, device=device)
+
+
+def normal(words: Tensor, *, block: int, n: int) -> Tensor:
     """The same `n` standard Gaussians that the CPU's stream draws from 64-byte block number `block` on; float64.
 
-    Key stream, uniforms and Box-Muller are those of `ChaChaStream.normal`, in double precision, so the numbers agree
-    to the rounding of logarithm and cosine.
+    words: the key, uploaded. Key stream, uniforms and Box-Muller are those of `ChaChaStream.normal`, in double
+    precision, so the numbers agree to the rounding of logarithm and cosine.
     """
-    out = torch.zeros(n, dtype=torch.float64, device=device)
-    return add_normal(key, out, block=block, std=1.0)
+    out = torch.zeros(n, dtype=torch.float64, device=words.device)
+    return add_normal(words, out, block=block, std=1.0)
 
 
-def add_normal(key: bytes, total: Tensor, *, block: int, std: float) -> Tensor:
-    """`total` plus std times those Gaussians, added in double precision and rounded once to the type of `total`, in
-    one pass: 2 reads and writes of `total` and no noise in memory. Entries that are not finite count as 0."""
+def add_normal(words: Tensor, total: Tensor, *, block: int, std: float) -> Tensor:
+    """`total` plus std times those Gaussians, added in double precision and rounded once to the type of `total`.
+
+    One pass: `total` is read and the result written, noise is never in memory. Entries that are not finite count as 0.
+    """
     total = total.contiguous()
     out, n = torch.empty_like(total), total.numel()
-    words = _uploaded(torch.tensor(struct.unpack("<8i", key), dtype=torch.int32), total.device)
-    scale = _uploaded(torch.tensor(std, dtype=torch.float64), total.device)  # as an argument it would be fp32
+    high = float(np.float32(std))  # numbers are passed as fp32: two of them hold a double to 2^-48
     grid = (triton.cdiv(triton.cdiv(n, 8), _BLOCKS),)
-    _add_normal[grid](words, total, out, scale, block, n, BLOCKS=_BLOCKS, num_warps=4)
+    _add_normal[grid](words, total, out, high, std - high, block, n, BLOCKS=_BLOCKS, num_warps=4)
     return out
-
-
-def _uploaded(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`, without waiting for what the device is doing."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @triton.jit
@@ -80,8 +82,8 @@ def _add(total_ptr, out_ptr, at, n, noise):
 
 
 @triton.jit
-def _add_normal(key_ptr, total_ptr, out_ptr, std_ptr, first_block, n, BLOCKS: tl.constexpr):
-    std = tl.load(std_ptr)
+def _add_normal(key_ptr, total_ptr, out_ptr, std_high, std_low, first_block, n, BLOCKS: tl.constexpr):
+    std = tl.zeros((BLOCKS,), dtype=tl.float64) + std_high + std_low
     lane = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS).to(tl.int64)
     counter = (lane + first_block).to(tl.uint64)
     zero = tl.zeros((BLOCKS,), dtype=tl.uint32)

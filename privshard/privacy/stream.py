@@ -14,6 +14,7 @@ from privshard.core.digest import keyed_digest
 from privshard.core.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 KEY_BYTES = 32
@@ -83,6 +84,7 @@ class ChaChaStream:
 
     def __init__(self, key: bytes, *, purpose: str, position: int = 0) -> None:
         self._key = derive_key(key, "stream", purpose)
+        self._uploaded: dict[torch.device, Tensor] = {}
         self.purpose = purpose
         self.position = position
 
@@ -115,7 +117,7 @@ class ChaChaStream:
         if device.startswith("cuda"):
             from privshard.privacy import gpu_stream
 
-            return gpu_stream.normal(self._key, block=self._taken(8 * n), n=n, device=torch.device(device))
+            return gpu_stream.normal(self._words(torch.device(device)), block=self._taken(8 * n), n=n)
         out = torch.empty(n + n % 2, dtype=torch.float64)
         for start in range(0, len(out), _CHUNK_WORDS):
             _box_muller_(out[start : start + _CHUNK_WORDS], self)
@@ -129,9 +131,18 @@ class ChaChaStream:
         if total.is_cuda:
             from privshard.privacy import gpu_stream
 
-            return gpu_stream.add_normal(self._key, total, block=self._taken(8 * total.numel()), std=std)
+            block = self._taken(8 * total.numel())
+            return gpu_stream.add_normal(self._words(total.device), total, block=block, std=std)
         noise = self.normal(total.numel()).mul_(std).view_as(total)
         return total.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).add_(noise).to(total.dtype)
+
+    def _words(self, device: torch.device) -> Tensor:
+        """The key on a GPU, uploaded once."""
+        from privshard.privacy import gpu_stream
+
+        if device not in self._uploaded:
+            self._uploaded[device] = gpu_stream.upload(self._key, device)
+        return self._uploaded[device]
 
     def _taken(self, num_bytes: int) -> int:
         """The first block of the next `num_bytes`, which are now taken."""

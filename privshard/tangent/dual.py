@@ -182,20 +182,21 @@ class Dual:
 
     def _norm(self, name: str, module: nn.LayerNorm, at: Stream) -> tuple[Stream, Pull]:
         n, rstd = rules.normalize(at.x, module.eps)
+        weight, bias = module.weight.to(n.dtype), module.bias.to(n.dtype)
         dxs = self._tangents(
-            at, lambda dx: module.weight * rules.normalize_tangent(n, rstd, dx), lambda d: d.norm(name, at.x, n)
+            at, lambda dx: weight * rules.normalize_tangent(n, rstd, dx), lambda d: d.norm(name, at.x, n)
         )
 
         def pull(b: Tensor, collect: Collector) -> Tensor:
             collect(name, module, n, b)
-            return rules.normalize_tangent(n, rstd, b * module.weight)
+            return rules.normalize_tangent(n, rstd, b * weight)
 
-        return Stream(n * module.weight + module.bias, dxs), pull
+        return Stream(n * weight + bias, dxs), pull
 
     def _layer_scale(self, name: str, module: nn.Module | None, at: Stream) -> tuple[Stream, Pull]:
         if module is None:
             return at, lambda b, _: b
-        gamma, x = module.get_parameter("gamma"), at.x
+        gamma, x = module.get_parameter("gamma").to(at.x.dtype), at.x
 
         def pull(b: Tensor, collect: Collector) -> Tensor:
             collect(name, module, x, b)

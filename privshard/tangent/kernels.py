@@ -32,7 +32,7 @@ def covariance_product(
     num_heads, num_examples, width = x_HBD.shape
     num_tokens = n1_BND.shape[1]
     out_HBD = torch.empty(x_HBD.shape, dtype=n1_BND.dtype, device=n1_BND.device)
-    parts = 1 if width <= 256 else 4
+    parts = 4 if width <= 1024 else 8  # of several shapes tried on an H200 these were the fastest by far
     _covariance[(num_examples,)](
         n1_BND,
         n1_BND if rows_B is None else rows_B,
@@ -50,9 +50,9 @@ def covariance_product(
         HEADS=max(16, triton.next_power_of_2(num_heads)),
         PARTS=parts,
         COLUMNS=max(16, triton.next_power_of_2(triton.cdiv(width, parts))),
-        TOKENS=32,
-        num_warps=4,
-        num_stages=2,
+        TOKENS=16,
+        num_warps=parts,
+        num_stages=3,
     )
     return out_HBD
 

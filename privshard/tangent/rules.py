@@ -38,7 +38,7 @@ def activation_slope(act: nn.Module, x: Tensor) -> Tensor:
 
 def softmax_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention probabilities (B, H, queries, keys) and their output (B, H, queries, E)."""
-    probs = torch.softmax(scale * (q_BHNE @ k_BHNE.mT), dim=-1)
+    probs = torch.softmax(scale * (q_BHNE @ k_BHNE.mT), dim=-1).to(q_BHNE.dtype)
     return probs, probs @ v_BHNE
 
 

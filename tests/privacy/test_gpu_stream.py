@@ -58,10 +58,11 @@ def check_interpreted() -> None:
     key = insecure_key(3, shard=1, attempt=2)
     for n in (1, 7, 8, 1_003):
         stream = ChaChaStream(key, purpose="noise", position=LATE)
-        drawn = gpu_stream.normal(stream._key, block=LATE, n=n, device=torch.device("cpu"))
+        words = gpu_stream.upload(stream._key, torch.device("cpu"))
+        drawn = gpu_stream.normal(words, block=LATE, n=n)
         total = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
         total[0] = math.nan
-        added = gpu_stream.add_normal(stream._key, total, block=LATE, std=0.3)
+        added = gpu_stream.add_normal(words, total, block=LATE, std=0.3)
         torch.testing.assert_close(drawn, stream.normal(n), rtol=1e-14, atol=1e-14)
         stream.position = LATE
         torch.testing.assert_close(added, stream.add_normal(total, std=0.3), rtol=1e-14, atol=1e-14)
