@@ -115,7 +115,7 @@ def peer(model: nn.Module, x_B: Tensor, labels_B: Tensor, *, mode: str | None, d
             poisson_sampling=False,
             grad_sample_mode=mode,
         )
-        criterion = rest[0] if mode == "ghost" else criterion
+        criterion = rest[0] if mode == "ghost" else criterion  # pyright: ignore[reportAssignmentType]
 
     def step() -> None:
         optimizer.zero_grad()
@@ -150,7 +150,7 @@ class Tail(nn.Module):
         if not self.cached:
             return model(x)
         for block in model.blocks[self.first :]:  # pyright: ignore
-            x = block(x)
+            x = block(x)  # pyright: ignore[reportCallIssue]
         return model.forward_head(model.norm(x))  # pyright: ignore
 
 

@@ -106,16 +106,15 @@ def _step(
     start = initial(method, device=images.device)
     parameters = {name: torch.nn.Parameter(value) for name, value in start.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
-    unit_B = torch.arange(len(images), device=images.device)
 
     def step() -> None:
         with mode():
             constants = method.encode(images)
             logits, pullback = pull(method, constants, {name: value.data for name, value in parameters.items()})
             gradients = pullback(cotangent("cross_entropy", logits.float(), labels) / len(images))
-        gradients = gradients.float()
+        gradients = gradients.bounded()
         if private:
-            weight_B = clip_factors(gradients.squared_norms(unit_B, len(images)), max_grad_norm=1.0 / len(images))
+            weight_B = clip_factors(gradients.squared_norms(None, len(images)), max_grad_norm=1.0 / len(images))
         else:
             weight_B = torch.ones(len(images), device=images.device)
         for name, total in gradients.weighted_sum(weight_B).items():

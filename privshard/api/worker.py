@@ -21,6 +21,7 @@ from privshard.models.base import Base, load_base
 from privshard.privacy.stream import fresh_key, insecure_key
 from privshard.store.layout import shard_dir
 from privshard.store.objects import ObjectStore
+from privshard.training.encoding import pays
 from privshard.training.shard import train_shard
 
 _TOGETHER = 8  # displacements whose logits are computed at once
@@ -58,6 +59,7 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         copies=copies(job.training),
         max_rows=job.flags.micro_batch * method.batch_scale,
         dtype=getattr(torch, job.flags.dtype),
+        compiled=_compiled(method, job, device=device),
         on_step=lambda done, total: step(done),
     )
     return ShardResult(
@@ -71,6 +73,14 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         timing_s={"encode": encode_s, "train": trained.train_s},
         parameters={name: tensor.numpy() for name, tensor in trained.parameters.items()},
     )
+
+
+def _compiled(method: Method, job: ShardJob, *, device: str) -> bool:
+    """Whether the steps are compiled: where the method says after how many examples that has paid, and as many are
+    expected. By public constants, so that nobody's presence decides on a rounding."""
+    enough = getattr(method, "compiled_after", None)
+    expected = job.plan.expected_units * job.plan.steps
+    return enough is not None and pays(job.flags, device=device, amount=expected, enough=enough)
 
 
 def encode_eval(

@@ -16,7 +16,8 @@ class ExecutionFlags:
     micro_batch: images a forward pass. threads: CPU threads of one worker (bit-equality needs the same number).
     cache: where the base's constants are kept. "memory": nowhere else; "disk": in the workspace, mapped into memory and
     read batch by batch; "auto": in the workspace where it has room, mapped if they exceed half of the free memory.
-    compile: whether the frozen base is compiled; "auto": on GPUs, for enough rows to pay for the time it takes.
+    compile: whether the frozen base and the steps are compiled; "auto": on GPUs, for enough work to pay for the time it
+    takes.
     """
 
     device: str = "auto"

@@ -30,6 +30,7 @@ class BlockEngine:
     name = "tangent"
     space: Space = "tangent"
     batch_scale = 1
+    compiled_after = 100_000
     wide = frozenset({"tokens"})
     indexed: frozenset[str] = frozenset()
 

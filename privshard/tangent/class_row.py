@@ -37,7 +37,7 @@ class ClassRowEngine:
 
     name = "tangent"
     space: Space = "tangent"
-    batch_scale = 8
+    compiled_after = 20_000_000
     wide = frozenset({"n1", "probs", "mean", "q", "o", "z1", "n2", "h", "z2"})
     indexed = frozenset({"n1"})
 
@@ -47,6 +47,7 @@ class ClassRowEngine:
         self._frozen = _Frozen.of(view)
         self._center_D = center_D
         self.radius = feature_radius(view)
+        self.batch_scale = 64 if view.head.weight.is_cuda else 8
 
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""
@@ -99,7 +100,7 @@ class ClassRowEngine:
         dbq, _, dbv = (None, None, None) if block.qkv.bias is None else d["attn.qkv.bias"].chunk(3)
 
         own, const = _after_norm(w.q.flatten(0, 1), dWq.flatten(0, 1), dbq, (w.g1, w.c1), norm1)
-        dq_BHE = _heads((_rows(c, "n1")[:, 0] @ own.to(dtype).mT + const).to(dtype), block)
+        dq_BHE = _heads((_first_token(c) @ own.to(dtype).mT + const).to(dtype), block)
         # score j moves by scale (u . n_j), up to a constant over j that the softmax drops
         own, _ = _after_norm(w.k, dWk, None, (w.g1, w.c1), norm1)
         query_HBX = block.scale * torch.cat([dq_BHE, c["q"].to(dtype)], dim=-1).transpose(0, 1)
@@ -158,7 +159,7 @@ class ClassRowEngine:
     def _attention_places(self, found: _Collector, c: Constants, bv_BHE: Tensor) -> None:
         """Queries, keys, values and norm1, from the cotangent of row 0 of attention's output."""
         w, block, dtype = self._frozen, self._block, bv_BHE.dtype
-        n1_0, wq, wv = _rows(c, "n1")[:, 0], w.q.flatten(0, 1).to(dtype), w.v.to(dtype)
+        n1_0, wq, wv = _first_token(c), w.q.flatten(0, 1).to(dtype), w.v.to(dtype)
         p_HBD = bv_BHE.transpose(0, 1) @ wv
         s_HBD = covariance_product(c, p_HBD, gain_D=block.scale * w.g1)
         bq_BD = (s_HBD @ (w.k * w.g1).to(dtype).mT).transpose(0, 1).flatten(1)
@@ -186,16 +187,17 @@ def covariance_product(c: Constants, x_HBD: Tensor, *, gain_D: Tensor | None = N
         from privshard.tangent import kernels
 
         return kernels.covariance_product(c["n1"], c["probs"], c["mean"], x_HBD, gain_D=gain_D, rows_B=c.get(ROWS))
-    n1_BND = _rows(c, "n1")
+    n1_BND = c["n1"] if ROWS not in c else c["n1"][c[ROWS]]
     x_BHD = (x_HBD if gain_D is None else x_HBD * gain_D).transpose(0, 1).to(n1_BND.dtype)
     weights_BHN = c["probs"] * (x_BHD @ n1_BND.mT)
     weights_BHN = weights_BHN - c["probs"] * weights_BHN.sum(-1, keepdim=True)
     return (weights_BHN.to(n1_BND.dtype) @ n1_BND).transpose(0, 1)
 
 
-def _rows(c: Constants, name: str) -> Tensor:
-    """The batch's rows of a constant that a batch holds whole (`ClassRowEngine.indexed`)."""
-    return c[name] if ROWS not in c else c[name][c[ROWS]]
+def _first_token(c: Constants) -> Tensor:
+    """n1_0 (B, D); the batch may hold n1 whole (`ClassRowEngine.indexed`)."""
+    n1_0 = c["n1"][:, 0]
+    return n1_0 if ROWS not in c else n1_0[c[ROWS]]
 
 
 def _after_norm(

@@ -66,12 +66,17 @@ def encode(
 
 
 def worth_compiling(flags: ExecutionFlags, *, device: str, num_images: int) -> bool:
-    """Whether `execution.compile` asks to compile the base for this many images.
+    """Whether `execution.compile` asks to compile the base for this many images; "auto" from 100,000 on.
 
-    "auto" does on a GPU where triton and a C compiler are there, for at least 100,000 images: compiling a large vision
-    transformer takes about half a minute, and saves a quarter of the time of a pass that takes milliseconds a batch.
-    ResourceError where it is asked for by name and can't be done.
+    Compiling a large vision transformer takes about half a minute, and saves a quarter of the time of a pass that takes
+    milliseconds a batch.
     """
+    return pays(flags, device=device, amount=num_images, enough=MIN_COMPILED_IMAGES)
+
+
+def pays(flags: ExecutionFlags, *, device: str, amount: float, enough: float) -> bool:
+    """Whether `execution.compile` asks to compile: "auto" does on a GPU where triton and a C compiler are there, for
+    an `amount` of work that is `enough`. ResourceError where it is asked for by name and can't be done."""
     if flags.compile is False:
         return False
     on_gpu = device.startswith("cuda")
@@ -82,7 +87,7 @@ def worth_compiling(flags: ExecutionFlags, *, device: str, num_images: int) -> b
             f"execution.compile: expected {' and '.join(missing)} to compile with, found none.",
             remedy="Install it, or set execution.compile to false.",
         )
-    return flags.compile is True or (on_gpu and not missing and num_images >= MIN_COMPILED_IMAGES)
+    return flags.compile is True or (on_gpu and not missing and amount >= enough)
 
 
 def _constants(method: Method, images: Tensor, dtype: torch.dtype) -> Constants:

@@ -11,9 +11,7 @@ from torch import Tensor
 from privshard.core.method import ROWS, Constants
 
 
-def take(
-    constants: Constants, rows: np.ndarray, *, device: torch.device, indexed: Collection[str] = frozenset()
-) -> Constants:
+def take(constants: Constants, rows: np.ndarray, *, device: torch.device, indexed: Collection[str] = ()) -> Constants:
     """The given rows (positions) of every constant, on `device`.
 
     The constants may lie elsewhere: in the CPU's memory, or mapped from a file, of which only these rows are then read.
@@ -29,7 +27,7 @@ def take(
         return {name: tensor[start : start + len(rows)].to(device) for name, tensor in constants.items()}
     at = upload(rows, home)
     if home != device:
-        indexed = frozenset()
+        indexed = ()
     batch = {name: tensor if name in indexed else tensor[at].to(device) for name, tensor in constants.items()}
     return batch | {ROWS: at} if indexed else batch
 

@@ -50,6 +50,7 @@ def train_shard(
     copies: int = 1,
     max_rows: int = 512,
     dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
     on_step: OnStep = lambda done, total: None,
 ) -> Trained:
     """Learn one displacement under `plan`, from zero or from the method's own public start.
@@ -120,6 +121,7 @@ def train_shard(
                 max_grad_norm=copies * plan.max_grad_norm if plan.private else None,
                 max_rows=max_rows,
                 dtype=dtype,
+                compile=compiled,
             )
         if sums is not None and copies > 1:
             sums = {name: total / copies for name, total in sums.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from oracles import clipped_sum_by_loop, gradients_by_loop, linearized_by_jvp, squared_norm, unit_gradients_by_loop
 from tiny_vits import random_tensors
 
+from privshard.core.method import ROWS
+from privshard.training import step
 from privshard.training.loss import losses
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
@@ -158,3 +161,50 @@ def test_half_precision_changes_rounding_but_never_the_bound(prepare, kind, unit
     exact = run(method, shard, displacement, units, np.arange(len(units)))
     difference = {name: rough[name] - exact[name] for name in exact}
     assert squared_norm(difference) ** 0.5 <= 0.05 * squared_norm(exact) ** 0.5
+
+
+@pytest.mark.parametrize("unit", ["example", "subject"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["class row", "block"])
+def test_both_graphs_trace(prepare, monkeypatch, kind, dtype, unit):
+    """What torch.compile would fuse, run as traced: the graphs are right, whoever generates their code."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(step, "_compiled", cache(lambda function: torch.compile(function, backend=count)))
+    method, _, shard, displacement = prepare(kind)
+    units = Units.of(sorted(IDS) if unit == "example" else shard.subjects)
+    for name in method.wide & shard.constants.keys():
+        shard.constants[name] = shard.constants[name].to(dtype)
+    for taken in (np.arange(len(units)), np.arange(1, len(units), 2)):
+        expected = run(method, shard, displacement, units, taken, dtype=dtype)
+        assert_close(run(method, shard, displacement, units, taken, dtype=dtype, compile=True), expected, 1e-6)
+    assert len(graphs) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["class row", "block"])
+def test_compiled(prepare, kind):
+    method, _, shard, displacement = prepare(kind)
+    units = Units.of(sorted(IDS))
+    expected = run(method, shard, displacement, units, np.arange(len(units)))
+    assert_close(run(method, shard, displacement, units, np.arange(len(units)), compile=True), expected, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["class row"])
+def test_rows_that_are_only_named(prepare, kind):
+    method, _, shard, displacement = prepare(kind)
+    rows = torch.tensor([5, 0, 3])
+    cotangent_BC = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    copied = {name: tensor[rows] for name, tensor in shard.constants.items()}
+    named = {name: tensor if name in method.indexed else tensor[rows] for name, tensor in shard.constants.items()}
+    named[ROWS] = rows
+    assert named["n1"] is shard.constants["n1"]
+    torch.testing.assert_close(method.logits(named, displacement), method.logits(copied, displacement))
+    found, expected = (method.gradients(each, displacement, cotangent_BC) for each in (named, copied))
+    weight_B = torch.ones(3)
+    assert_close(found.weighted_sum(weight_B), expected.weighted_sum(weight_B), 1e-6)
