@@ -39,6 +39,7 @@ class ScaledMethod:
         self.space: Space = inner.space
         self.batch_scale: int = inner.batch_scale
         self.wide: frozenset[str] = inner.wide
+        self.indexed: frozenset[str] = inner.indexed
         self.radius: float | None = inner.radius
 
     def features(self, constants: Constants) -> Tensor:
