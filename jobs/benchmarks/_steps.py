@@ -7,52 +7,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import timm
 import torch
 from opacus import PrivacyEngine
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from jobs.benchmarks._models import NUM_CLASSES, precision, random_images
 from privshard.core.method import Constants, LinearMethod, initial
 from privshard.core.privacy import MechanismPlan
-from privshard.models.vit import view_vit
+from privshard.models.vit import ViTView
 from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.stream import ChaChaStream
 from privshard.tangent import linearize
-from privshard.tangent.engine import tangent_engine
 from privshard.training.encoding import encode
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
 
-NUM_CLASSES = 10
 _HUGE = 1 << 30  # steps: a benchmark never runs out of its plan
 
 
-def make_vit(name: str, *, device: str) -> nn.Module:
-    """A timm vision transformer with seeded random weights; speed does not depend on them."""
-    torch.manual_seed(0)
-    return timm.create_model(name, num_classes=NUM_CLASSES).to(device).eval()
-
-
-def make_images(model: nn.Module, num: int, *, device: str) -> Tensor:
-    """Seeded random images of the model's size."""
-    size = model.patch_embed.img_size  # pyright: ignore
-    generator = torch.Generator(device).manual_seed(1)
-    return torch.randn(num, 3, *size, generator=generator, device=device)  # pyright: ignore
-
-
-def make_constants(method: LinearMethod, images: Callable[[int], Tensor], num: int, *, device: str) -> Constants:
-    """Cached constants of `num` images, as training has them."""
+def make_constants(method: LinearMethod, view: ViTView, num: int, *, device: str) -> Constants:
+    """The cached constants of `num` random images, as training has them."""
     batch = min(num, 256)
-    batches = (images(min(batch, num - start)) for start in range(0, num, batch))
-    found = encode(method, batches, num_rows=num, batch_size=batch, device=device, dtype=dtype_on(device))
+    images = random_images(view, batch, device=device)
+    batches = (images[: min(batch, num - start)] for start in range(0, num, batch))
+    found = encode(method, batches, num_rows=num, batch_size=batch, device=device, dtype=precision(device))
     assert found is not None
     return found
-
-
-def dtype_on(device: str) -> torch.dtype:
-    """bf16 on a GPU, fp32 on a CPU."""
-    return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
 class Step:
@@ -63,7 +44,7 @@ class Step:
     ) -> None:
         self.method, self.constants, self.compiled, self.num = method, constants, compiled, num
         plan = MechanismPlan("example", 1.0, _HUGE, 1.0, 1.0 if private else 0.0, float(num), 1e-5, "rdp")
-        self.plan, self.dtype = plan, dtype_on(device)
+        self.plan, self.dtype = plan, precision(device)
         start = initial(method, device=device)
         self.parameters = {name: nn.Parameter(tensor) for name, tensor in start.items()}
         self.optimizer = PrivateOptimizer(
@@ -163,8 +144,3 @@ class LinearTail(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         return self.lin.from_tokens(tokens_BND)
-
-
-def make_engine(model: nn.Module, *, blocks: int | str) -> LinearMethod:
-    """The engine that `privshard train` takes for this model."""
-    return tangent_engine(view_vit(model.requires_grad_(False)), blocks=blocks)

@@ -9,138 +9,137 @@ activations; "cached" peers start from the tokens that enter the first trained b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
+from typing import Any
 
 import torch
-from torch import nn
 
 from jobs.benchmarks._machine import count_flops, peaks
 from jobs.benchmarks._measure import Measured, measure
+from jobs.benchmarks._models import NUM_CLASSES, precision, random_images, random_vit
 from jobs.benchmarks._report import finish, parser, row
-from jobs.benchmarks._steps import (
-    NUM_CLASSES,
-    LinearTail,
-    Step,
-    Tail,
-    autocast,
-    dtype_on,
-    make_constants,
-    make_engine,
-    make_images,
-    make_vit,
-    peer,
-)
-from privshard.core.method import initial, pull
-from privshard.models.vit import view_vit
+from jobs.benchmarks._steps import LinearTail, Step, Tail, autocast, make_constants, peer
+from privshard.core.method import Constants, LinearMethod, initial, pull
+from privshard.tangent.engine import tangent_engine
 
+PLAIN = "this engine, not private"
 _COUNTED = 8
+_STEPS = 8
+"""Steps a timed call: in training one follows the other, and the next is prepared while the device works."""
 
 
-def main() -> dict:
+def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write."""
-    arguments = parser(__doc__ or "", model="deit_tiny_patch16_224", batch=256)
-    arguments.add_argument("--blocks", default="1", help="how many last blocks train, or all")
-    arguments.add_argument("--peer-batch", type=int, default=64, help="examples a batch of the peers")
-    arguments.add_argument("--no-peers", action="store_true", help="this engine alone")
-    options = arguments.parse_args()
-    device, batch = options.device, options.batch
-    blocks = "all" if options.blocks == "all" else int(options.blocks)
-    model = make_vit(options.model, device=device)
-    engine = make_engine(model, blocks=blocks)
-    constants = make_constants(engine, partial(make_images, model, device=device), batch, device=device)
-    cases = _own_cases(engine, constants, device=device, num=batch)
-    found = measure(cases, examples=batch, device=device)
-    floor_s = _floor(engine, constants, device=device, num=batch)
-    base_s = found["this engine, not private"].median_s
-    rows = [row(item, floor_s=floor_s, base_s=base_s) for item in found.values()]
-    per_example = base_s / batch if base_s else None
-    del constants, cases
-    if not options.no_peers:
-        for item in _peers(options, blocks, device=device):
-            scaled = per_example * item.examples if per_example else None
-            rows.append(row(item, base_s=scaled))
+    options = _options(given)
+    device, num, blocks = options.device, options.batch, options.blocks
+    view = random_vit(options.model, device=device)
+    engine = tangent_engine(view, blocks=blocks)
+    constants = make_constants(engine, view, num, device=device)
+    floor_s = _floor(engine, constants, device=device, num=num)
+    measured = measure(_own_cases(engine, constants, device=device, num=num), examples=_STEPS * num, device=device)
+    base_s = measured[PLAIN].median_s
+    rows = [row(found, floor_s=_STEPS * floor_s, base_s=base_s) for found in measured.values()]
+    del constants
+    for found in [] if options.no_peers else _peers(options):
+        rows.append(row(found, base_s=base_s and base_s * found.examples / (_STEPS * num)))
     notes = {
         "engine": type(engine).__name__,
-        "trained parameters": sum(int(torch.tensor(shape).prod()) for shape in engine.shapes().values()),
-        "ratio": "time an example as a multiple of 'this engine, not private'",
-        "floor": f"matrix products and cached bytes of a step at the {peaks(device, dtype=dtype_on(device))}",
+        "trained parameters": sum(prod(shape) for shape in engine.shapes().values()),
+        "a line's time": f"of {_STEPS} steps for this engine, of one for its peers",
+        "ratio to": f"{PLAIN}, by example",
+        "floor": "a step's matrix products, and the cached constants read forward and back",
+        "peaks": peaks(device, dtype=precision(device)).to_json(),
     }
     return finish("private_step", rows, arguments=options, notes=notes)
 
 
-def _own_cases(engine, constants, *, device: str, num: int) -> dict[str, Callable[[], object]]:
-    make = partial(Step, engine, constants, device=device, num=num)
+def _options(given: Sequence[str] | None) -> Namespace:
+    found = parser((__doc__ or "").splitlines()[0], model="deit_tiny_patch16_224", batch=256)
+    found.add_argument("--blocks", default=1, type=lambda text: text if text == "all" else int(text), help="or all")
+    found.add_argument("--peer-batch", type=int, default=64, help="examples a batch of the peers")
+    found.add_argument("--no-peers", action="store_true", help="this engine alone")
+    return found.parse_args(given)
+
+
+def _own_cases(engine: LinearMethod, constants: Constants, *, device: str, num: int) -> dict[str, Callable[[], object]]:
     on_gpu = device.startswith("cuda")
-    private, plain, eager = (
-        make(private=True, compiled=on_gpu),
-        make(private=False, compiled=on_gpu),
-        make(private=True, compiled=False),
-    )
+    make = partial(Step, engine, constants, device=device, num=num)
+    private = make(private=True, compiled=on_gpu)
     cases: dict[str, Callable[[], object]] = {
         "this engine, private": private,
         "this engine, private, before noise": private.sums,
-        "this engine, not private": plain,
+        PLAIN: make(private=False, compiled=on_gpu),
     }
-    return cases | ({"this engine, private, eager": eager} if on_gpu else {})
+    if on_gpu:
+        cases["this engine, private, eager"] = make(private=True, compiled=False)
+
+    def repeated(step: Callable[[], object]) -> None:
+        for _ in range(_STEPS):
+            step()
+
+    return {name: partial(repeated, step) for name, step in cases.items()}
 
 
-def _floor(engine, constants, *, device: str, num: int) -> float:
+def _floor(engine: LinearMethod, constants: Constants, *, device: str, num: int) -> float:
     """The step's matrix products, counted on a few examples, and every cached byte read forward and back."""
-    few = {name: tensor[:_COUNTED].float() for name, tensor in constants.items()}
+    counted = min(num, _COUNTED)
+    few = {name: tensor[:counted].float() for name, tensor in constants.items()}
     parameters = initial(engine, device=device)
 
     def step() -> None:
         logits_BC, pullback = pull(engine, few, parameters)
-        pullback(torch.ones_like(logits_BC)).weighted_sum(torch.ones(_COUNTED, device=device))
+        pullback(torch.ones_like(logits_BC)).weighted_sum(torch.ones(counted, device=device))
 
-    flops = count_flops(step) * num / _COUNTED
+    flops = count_flops(step) * num / counted
     num_bytes = 2 * sum(tensor.nbytes for tensor in constants.values())
-    return peaks(device, dtype=dtype_on(device)).floor_s(flops=flops, num_bytes=num_bytes)
+    return peaks(device, dtype=precision(device)).floor_s(flops=flops, num_bytes=num_bytes)
 
 
-def _peers(options, blocks: int | str, *, device: str) -> list[Measured]:
-    num = options.peer_batch
+def _peers(options: Namespace) -> list[Measured]:
+    """Steps of the linearized and the non-linear model, on cached tokens or images, with and without Opacus."""
+    device, num = options.device, options.peer_batch
     labels_B = torch.arange(num, device=device) % NUM_CLASSES
-
-    def cases(kind: str) -> dict[str, Callable[[], object]]:
-        model = make_vit(options.model, device=device)
-        depth = len(model.blocks)  # pyright: ignore
-        count = depth if blocks == "all" else int(blocks)
-        images = make_images(model, num, device=device)
-        with torch.no_grad(), autocast(device):
-            tokens = view_vit(model).tokens(images, first_block=depth - count).float()
-        found: dict[str, Callable[[], object]] = {}
-        modes = {"Opacus hooks": "hooks", "Opacus ghost": "ghost", "not private": None}
-        for title, mode in modes.items():
-            fresh = make_vit(options.model, device=device)
-            if kind == "linearized":
-                module, x = LinearTail(fresh, blocks=count), tokens
-            else:
-                module, x = Tail(fresh, first_block=depth - count, cached=kind.endswith("cached")), images
-                x = tokens if kind.endswith("cached") else images
-            found[f"{kind}, {title}"] = peer(module, x, labels_B, mode=mode, device=device)
-        if kind == "linearized":
-            found["linearized, torch.func.jvp, forward only"] = _jvp(fresh, tokens, depth - count, device=device)
-        return found
-
     results: list[Measured] = []
-    for kind in ("linearized", "non-linear, cached", "non-linear"):
-        results += measure(cases(kind), examples=num, device=device, repeats=3, limit_s=10.0).values()
+    for kind in ("linearized", "non-linear, cached", "non-linear, from images"):
+        cases: dict[str, Callable[[], object]] = {}
+        for title, mode in {"Opacus hooks": "hooks", "Opacus ghost": "ghost", "not private": None}.items():
+            view = random_vit(options.model, device=device)
+            depth = len(view.blocks)
+            first = 0 if options.blocks == "all" else depth - options.blocks
+            images = random_images(view, num, device=device)
+            with torch.no_grad(), autocast(device):
+                tokens = view.tokens(images, first_block=first).float()
+            if kind == "linearized":
+                cases[f"{kind}, {title}"] = peer(
+                    LinearTail(view.model, blocks=depth - first), tokens, labels_B, mode=mode, device=device
+                )
+            else:
+                cached = kind.endswith("cached")
+                tail = Tail(view.model, first_block=first, cached=cached)
+                x = tokens if cached else images
+                cases[f"{kind}, {title}"] = peer(tail, x, labels_B, mode=mode, device=device)
+        if kind == "linearized":
+            tail = Tail(random_vit(options.model, device=device).model, first_block=first, cached=True)
+            cases["linearized, torch.func.jvp, forward only"] = _jvp(tail, tokens, device=device)
+        results += measure(cases, examples=num, device=device, repeats=3, limit_s=10.0).values()
+        del cases
     return results
 
 
-def _jvp(model: nn.Module, tokens: torch.Tensor, first: int, *, device: str) -> Callable[[], object]:
+def _jvp(tail: Tail, tokens: torch.Tensor, *, device: str) -> Callable[[], object]:
     """f(x; w0) and J(x) D by forward-mode differentiation of the last blocks."""
-    tail = Tail(model, first_block=first, cached=True)
     weights = {name: p.detach() for name, p in tail.named_parameters() if p.requires_grad}
     tangents = {name: torch.randn_like(weight) for name, weight in weights.items()}
 
-    def forward(parameters):
+    def forward(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.func.functional_call(tail, parameters, (tokens,))
 
     def run() -> object:
-        math = torch.nn.attention.SDPBackend.MATH
+        math = torch.nn.attention.SDPBackend.MATH  # fused attention has no forward-mode derivative
         with torch.no_grad(), autocast(device), torch.nn.attention.sdpa_kernel(math):
             return torch.func.jvp(forward, (weights,), (tangents,))
 
@@ -148,4 +147,4 @@ def _jvp(model: nn.Module, tokens: torch.Tensor, first: int, *, device: str) -> 
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

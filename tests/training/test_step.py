@@ -208,3 +208,22 @@ def test_rows_that_are_only_named(prepare, kind):
     found, expected = (method.gradients(each, displacement, cotangent_BC) for each in (named, copied))
     weight_B = torch.ones(3)
     assert_close(found.weighted_sum(weight_B), expected.weighted_sum(weight_B), 1e-6)
+
+
+def test_another_shard_traces_nothing_new(prepare, monkeypatch):
+    """Shards of one base are centred by other means; what was compiled for one serves the next."""
+    torch._dynamo.reset()
+    graphs = []
+    monkeypatch.setattr(
+        step,
+        "_compiled",
+        cache(lambda function: torch.compile(function, backend=lambda graph, _: graphs.append(graph) or graph.forward)),
+    )
+    method, _, shard, displacement = prepare("class row")
+    units = Units.of(sorted(IDS))
+    seen = []
+    for mean in (0.1, 0.2, 0.3):
+        centred = method.centered(torch.full((24,), mean))
+        run(centred, shard, displacement, units, np.arange(len(units)), compile=True)
+        seen.append(len(graphs))
+    assert seen[0] == seen[2] > 0
