@@ -43,7 +43,10 @@ class BlockEngine:
     @torch.no_grad()
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""
-        return Dual([]).tail(self._view, constants["tokens"], first_block=self._first)[1]
+        tokens_BND = constants["tokens"]
+        narrow = tokens_BND.dtype == torch.bfloat16
+        with torch.autocast(tokens_BND.device.type, dtype=torch.bfloat16, enabled=narrow):
+            return Dual([]).tail(self._view, tokens_BND, first_block=self._first)[1]
 
     def centered(self, mean_D: Tensor) -> BlockEngine:
         """This method, with the head's input centred by `mean_D`."""

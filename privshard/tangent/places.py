@@ -24,9 +24,20 @@ class Outer:
     b_BTGO: Tensor
     a_BTGI: Tensor
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """b and a in one type: the wider, where they differ."""
+        dtype = torch.promote_types(self.b_BTGO.dtype, self.a_BTGI.dtype)
+        return self.b_BTGO.to(dtype), self.a_BTGI.to(dtype)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether `weighted_sum` rounds weighted factors to bf16."""
+        return self.b_BTGO.dtype == self.a_BTGI.dtype == torch.bfloat16
+
     def squared_norms(self, slots_UM: Tensor | None) -> Tensor:
         """Of each unit's gradient (U,); slots as from `_slots`, None where every example is its own unit."""
-        b, a = _tokens(self.b_BTGO, slots_UM), _tokens(self.a_BTGI, slots_UM)
+        b, a = (_tokens(factor, slots_UM) for factor in self.factors)
         num_tokens, out_width, in_width = b.shape[1], b.shape[-1], a.shape[-1]
         if num_tokens == 1:
             return (_wide(b).square().sum(-1) * _wide(a).square().sum(-1)).sum((1, 2))
@@ -42,7 +53,8 @@ class Outer:
 
     def weighted_sum(self, weight_B: Tensor) -> Tensor:
         """(G * O, I), at least in fp32."""
-        b, a = _kept(_wide(self.b_BTGO), weight_B), _kept(self.a_BTGI, weight_B)
+        b, a = self.factors
+        b, a = _kept(_wide(b), weight_B), _kept(a, weight_B)
         b = (b * weight_B.to(b.dtype)[:, None, None, None]).to(a.dtype)
         return _product(b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
 
@@ -87,7 +99,7 @@ class Places:
         """Squared norm (U,) of each unit's gradient over all parameters, and of what rounding may add to it."""
         slots_UM = None if unit_B is None else _slots(unit_B, num_units)  # pyright: ignore[reportCallIssue]
         norms_U = torch.stack([place.squared_norms(slots_UM) for place in self.places]).sum(0)
-        rounded = [p for p in self.places if isinstance(p, Outer) and p.b_BTGO.dtype == torch.bfloat16]
+        rounded = [place for place in self.places if isinstance(place, Outer) and place.rounds]
         if not rounded:
             return norms_U
         slack_U = torch.stack([place.squared_slack(slots_UM) for place in rounded]).sum(0)

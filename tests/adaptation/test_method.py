@@ -171,10 +171,10 @@ def test_half_precision_rounds_gradients_but_norms_are_those_of_what_is_summed(k
     with torch.autocast("cpu", dtype=torch.bfloat16):
         constants = {name: value.bfloat16() for name, value in method.encode(x).items()}
         rough = method.pull(constants, parameters)[1](r)
-    rough = rough.float()
+    rough = rough.bounded()
     norms = rough.squared_norms(units, 3)
     torch.testing.assert_close(norms, exact.squared_norms(units, 3), rtol=0.1, atol=0)
     for row in range(3):
         one = rough.weighted_sum(torch.eye(3)[row])
         assert {value.dtype for value in one.values()} == {torch.float32}
-        assert squared_norm(one) == pytest.approx(norms[row].item(), rel=1e-4)
+        assert 0.8 * norms[row].item() < squared_norm(one) <= (1 + 1e-5) * norms[row].item()

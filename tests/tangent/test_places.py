@@ -155,3 +155,25 @@ def test_a_unit_that_is_not_finite_leaves_the_norms_of_others():
     found = places.squared_norms(units, 3)
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
     assert not torch.isfinite(found[1])
+
+
+@pytest.mark.parametrize("weight", [0.37, 0.61, 0.9])
+def test_norms_in_half_precision_bound_what_is_added_even_where_tokens_cancel(weight):
+    generator = torch.Generator().manual_seed(0)
+    a_BTGI = torch.randn(64, 1, 1, 9, generator=generator).expand(-1, 2, -1, -1).bfloat16()
+    b_B1GO = torch.randn(64, 1, 1, 7, generator=generator)
+    nearly = 1 + 0.01 * torch.randn(64, 1, 1, 7, generator=generator)
+    place = Outer("w", torch.cat([b_B1GO, -b_B1GO * nearly], dim=1).bfloat16(), a_BTGI)
+    norms_B = Places([place]).squared_norms(None, 64).sqrt()
+    added = [float(place.weighted_sum(weight * torch.eye(64)[row]).norm()) for row in range(64)]
+    written_out = [float(norm) for norm in place.squared_norms(None).sqrt()]
+    assert all(length <= weight * float(norm) * (1 + 1e-6) for length, norm in zip(added, norms_B, strict=True))
+    assert any(length > weight * norm for length, norm in zip(added, written_out, strict=True))  # rounding does add
+
+
+def test_factors_of_two_types_are_taken_in_the_wider():
+    place = Outer("w", torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 5).bfloat16())
+    wide = Outer("w", place.b_BTGO, place.a_BTGI.float())
+    weight_B = torch.tensor([0.37, 1.0, 0.61])
+    assert torch.equal(place.weighted_sum(weight_B), wide.weighted_sum(weight_B))
+    assert torch.equal(Places([place]).squared_norms(None, 3), Places([wide]).squared_norms(None, 3))
