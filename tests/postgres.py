@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 _USER = "postgres"
+GUARDED_USER = "guarded"
+"""A name for a user that has to give a password."""
+_OPTIONS = "-c listen_addresses='' -c fsync=off -c shared_buffers=16MB"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,28 @@ class Server:
         command = [self.binaries / "createdb", "-h", self.folder, "-U", _USER, name]
         subprocess.run(command, check=True, capture_output=True, user=self.account, cwd=self.folder)
         return f"postgresql://{_USER}@/{name}?host={self.folder}"
+
+    def restart(self) -> None:
+        """Stop it at once, as a crash would, and start it again."""
+        for verb in (["-m", "immediate", "stop"], ["start"]):
+            self.control(*verb)
+
+    def control(self, *arguments: str) -> None:
+        """pg_ctl with these arguments."""
+        command = [self.binaries / "pg_ctl", "-D", self.folder / "data", "-l", self.folder / "log", "-w"]
+        options = ["-o", f"-c unix_socket_directories={self.folder} {_OPTIONS}"] if "start" in arguments else []
+        subprocess.run(
+            [*command, *options, *arguments],
+            check=True,
+            user=self.account,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def socket(self) -> str:
+        """The server's socket, for a proxy."""
+        return str(self.folder / ".s.PGSQL.5432")
 
 
 def missing() -> str | None:
@@ -57,15 +82,16 @@ def running_server() -> Iterator[Server]:
     if account is not None:
         shutil.chown(folder, account, account)
     run = {"check": True, "user": account, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c shared_buffers=16MB"
     try:
         subprocess.run([binaries / "initdb", "-D", folder / "data", "-U", _USER, "-A", "trust", "--no-sync"], **run)
-        control = [binaries / "pg_ctl", "-D", folder / "data", "-l", folder / "log", "-w"]
-        subprocess.run([*control, "-o", options, "start"], **run)
+        access = folder / "data" / "pg_hba.conf"
+        access.write_text(f"local all {GUARDED_USER} scram-sha-256\n{access.read_text()}")
+        server = Server(folder, binaries, account)
+        server.control("start")
         try:
-            yield Server(folder, binaries, account)
+            yield server
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **run)
+            server.control("-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

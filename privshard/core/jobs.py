@@ -50,6 +50,9 @@ class ShardJob:
 
     insecure_seed: None in production (fresh entropy, never stored). An integer makes randomness a function of
     (seed, shard, attempt), for tests; the component is then marked as not private.
+
+    names: path -> name of the shard's objects where they lie under other names. That is all a worker gets to know of a
+    workspace: its own shard's rows; no key, no address of the ledger, no other shard's names.
     """
 
     run_id: str
@@ -64,6 +67,7 @@ class ShardJob:
     plan: MechanismPlan
     flags: ExecutionFlags
     insecure_seed: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,12 @@ from sqlalchemy.pool import NullPool
 
 from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.store.ledger_schema import ENTRIES
+from privshard.store.server import LEDGER_ENV as LEDGER_ENV
+from privshard.store.server import connect, explain_server
+from privshard.store.waits import ledger_timeout_s
 
-LEDGER_ENV = "PRIVSHARD_LEDGER"
 _BUSY_TIMEOUT_S = 60
-_CONNECT_TIMEOUT_S = 10
 _CREATION_LOCK = 0x70726976  # any number that others don't use
-_SERVER_FULL = ("too many clients", "too many connections", "remaining connection slots")
 _CORRUPT = ("malformed", "no such table", "no such column", "not a database")
 
 
@@ -38,7 +37,7 @@ def make_engine(place: str | os.PathLike[str]) -> sql.Engine:
                 remedy="Install it (for PostgreSQL: pip install 'privshard[postgres]'), or use a ledger on a local "
                 "disk.",
             ) from error
-        event.listen(engine, "do_connect", _connect_when_free)
+        event.listen(engine, "do_connect", connect)
         return engine
     engine = sql.create_engine(
         url, poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
@@ -50,7 +49,17 @@ def make_engine(place: str | os.PathLike[str]) -> sql.Engine:
 def readable(place: str | os.PathLike[str]) -> str:
     """The address of a ledger for people, without its password."""
     text = os.fspath(place)
-    return parse_url(text).render_as_string(hide_password=True) if "://" in text else text
+    if "://" not in text:
+        return text
+    url = parse_url(text)
+    url = url.set(query={key: value for key, value in url.query.items() if "password" not in key})
+    return url.render_as_string(hide_password=True)
+
+
+def is_server(place: str | os.PathLike[str]) -> bool:
+    """Whether a ledger's place is a database server, whose clients may be on any machine."""
+    text = os.fspath(place)
+    return "://" in text and sqlite_path(text) is None
 
 
 def sqlite_path(place: str | os.PathLike[str]) -> Path | None:
@@ -67,9 +76,15 @@ def begin_alone(connection: sql.Connection) -> None:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         return
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_BUSY_TIMEOUT_S}s'")
+    limit_waits(connection)
     connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
     connection.exec_driver_sql(f"LOCK TABLE {ENTRIES.name} IN EXCLUSIVE MODE")
+
+
+def limit_waits(connection: sql.Connection) -> None:
+    """Let the server give up waiting for others' locks before we give up waiting for the server."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {math.ceil(ledger_timeout_s() * 1000)}")
 
 
 def create_alone(connection: sql.Connection) -> None:
@@ -91,13 +106,14 @@ def explained(place: str) -> Iterator[None]:
     """Turn a database's failures into errors for people; errors of the block itself pass."""
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.ProgrammingError) as error:
+    except (exc.OperationalError, exc.InterfaceError, exc.ProgrammingError, exc.InternalError) as error:
         if any(sign in str(error.orig) for sign in _CORRUPT):
             raise _unsound(place, error) from error
+        if is_server(place):
+            raise explain_server(_one_line(error), place) from error
         raise ResourceError(
             f"Expected to use the ledger at {place}, but: {_one_line(error)}.",
-            remedy="Check that its disk has space and is writable (or that its server answers, knows this user and has "
-            f"the password, from {LEDGER_ENV} or ~/.pgpass), and run again.",
+            remedy="Check that its disk has space and is writable, and run again.",
         ) from error
     except (exc.DatabaseError, UnicodeDecodeError) as error:
         raise _unsound(place, error) from error
@@ -123,19 +139,6 @@ def parse_url(text: str) -> sql.URL:
             remedy="Write it as postgresql://user@host/database.",
         ) from error
     return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgres", "postgresql") else url
-
-
-def _connect_when_free(dialect: Any, _record: Any, arguments: Any, settings: Any) -> Any:
-    """Connect to a server; where all of its connections are taken, wait for one of the others to end."""
-    settings.setdefault("connect_timeout", _CONNECT_TIMEOUT_S)
-    deadline = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
-            return dialect.connect(*arguments, **settings)
-        except dialect.loaded_dbapi.OperationalError as error:
-            if not any(sign in str(error) for sign in _SERVER_FULL) or time.monotonic() > deadline:
-                raise
-        time.sleep(random.uniform(0.02, 0.2))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

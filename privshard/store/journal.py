@@ -3,40 +3,55 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from privshard.core.errors import InputError, VerificationError
+from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.store.database import (
     begin_alone,
     create_alone,
     damage,
     explained,
+    is_server,
+    limit_waits,
     make_engine,
     readable,
     sqlite_path,
 )
 from privshard.store.ledger_schema import ENTRIES, GENESIS, SCHEMA_VERSION, Entry, seal
+from privshard.store.server import LedgerInterruptedError
+from privshard.store.waits import ledger_timeout_s
+
+Result = TypeVar("Result")
 
 
 class Journal:
     """Entries in a SQLite file or in a database of their own, appended in serialized transactions.
 
     Guarantees: a transaction's entries are all committed, durably, or none is; no two transactions overlap, in
-    whatever thread or process. Threads and forked processes may share one object.
+    whatever thread or process. Threads and forked processes may share one object. A server that has answered before
+    and goes away is waited for, up to `waits.ledger_timeout_s`: by every read, and by a transaction until it begins.
+
+    fence: called inside every transaction before anything is written; it raises where this process may not write.
     """
+
+    fence: Callable[[sql.Connection], None] | None = None
 
     def __init__(self, place: str | os.PathLike[str]) -> None:
         self.place = readable(place)
+        self.is_shared = is_server(place)
         self._engine = make_engine(place)
         self._mine = threading.local()
+        self._answered = False
 
     @staticmethod
     def create(place: str | os.PathLike[str], *, workspace_id: str) -> Journal:
@@ -104,27 +119,57 @@ class Journal:
     @property
     def head(self) -> tuple[int, str]:
         """(seq, digest) of the last entry."""
-        with self._connection() as connection:
-            last = _last(connection)
+        last = self._read(_last)
         return (last.seq, last.digest) if last else (0, "")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """One commit point for everything this thread appends in the block; an exception undoes all of it.
 
-        Blocks may be nested; the outermost one commits.
+        Blocks may be nested; the outermost one commits. Where the server goes away at the commit, its answer is found
+        out: the block ends well only if everything was committed, in LedgerInterruptedError only if nothing was.
         """
         if self._current is not None:
             yield
             return
-        with explained(self.place), self._engine.connect() as connection:
-            begin_alone(connection)
-            self._mine.connection = connection
+        connection = self._waiting(self._begin)
+        with explained(self.place), connection:
+            self._mine.connection, self._mine.last = connection, None
             try:
                 yield
-                connection.commit()
+                self._commit(connection, self._mine.last)
             finally:
                 self._mine.connection = None
+
+    def run(self, work: Callable[[sql.Connection], Result]) -> Result:
+        """`work` in a transaction of its own, which leaves the entries alone. It is repeated where the server goes
+        away, even at the commit, so `work` must do no harm when it is done twice."""
+
+        def once() -> Result:
+            with explained(self.place), self._engine.begin() as connection:
+                limit_waits(connection)
+                return work(connection)
+
+        return self._waiting(once)
+
+    def repeat(self, verb: Callable[[], Result]) -> Result:
+        """`verb()`, again and again while the server is away, since nothing of it was committed then; inside of a
+        transaction once, because that would have to begin again as a whole."""
+        return verb() if self._current is not None else self._waiting(verb)
+
+    def clock_offset_s(self) -> float:
+        """How far the server's clock is ahead of this machine's, by the quickest of three answers."""
+
+        def ask(connection: sql.Connection) -> float:
+            answers = []
+            for _ in range(3):
+                asked = time.time()
+                server = connection.scalar(sql.select(sql.func.extract("epoch", sql.func.clock_timestamp())))
+                answered = time.time()
+                answers.append((answered - asked, float(server or 0) - (asked + answered) / 2))
+            return min(answers)[1]
+
+        return self._read(ask)
 
     def append(
         self, kind: str, *, data: Mapping[str, Any], run_id: str | None = None, shard: int | None = None
@@ -134,6 +179,7 @@ class Journal:
             entry = seal(_last(connection), kind=kind, shard=shard, run_id=run_id, data=data)
             row = dict(zip(ENTRIES.columns.keys(), astuple(entry), strict=True))
             connection.execute(sql.insert(ENTRIES), row)
+            self._mine.last = entry
 
     def entries(self, *kinds: str, shard: int | None = None, run_id: str | None = None) -> list[Entry]:
         """Entries of these kinds (none named: of all), shard and run, in order."""
@@ -144,8 +190,7 @@ class Journal:
             query = query.where(ENTRIES.c.shard == shard)
         if run_id is not None:
             query = query.where(ENTRIES.c.run_id == run_id)
-        with self._connection() as connection:
-            return [Entry.read(row) for row in connection.execute(query)]
+        return self._read(lambda connection: [Entry.read(row) for row in connection.execute(query)])
 
     def discard(self, *, only: set[str]) -> None:
         """Delete all entries, provided that they are of the kinds `only`; InputError where others are there."""
@@ -157,8 +202,7 @@ class Journal:
 
     def damage(self) -> list[str]:
         """What the database itself finds broken below the entries."""
-        with self._connection() as connection:
-            return damage(connection)
+        return self._read(damage)
 
     @property
     def _current(self) -> sql.Connection | None:
@@ -173,12 +217,74 @@ class Journal:
             with explained(self.place), self._engine.connect() as connection:
                 yield connection
 
+    def _read(self, query: Callable[[sql.Connection], Result]) -> Result:
+        """One read, repeated where the server goes away; inside of a transaction it belongs to that one."""
+
+        def once() -> Result:
+            with self._connection() as connection:
+                return query(connection)
+
+        return once() if self._current is not None else self._waiting(once)
+
+    def _begin(self) -> sql.Connection:
+        """A connection in a transaction that is alone, and that this process may still write."""
+        with explained(self.place):
+            connection = self._engine.connect()
+            try:
+                begin_alone(connection)
+                if self.fence is not None:
+                    self.fence(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _commit(self, connection: sql.Connection, last: Entry | None) -> None:
+        """Commit; where the answer is lost, look for the last entry, once the old transaction is over."""
+        try:
+            with explained(self.place):
+                connection.commit()
+        except LedgerInterruptedError as error:
+            connection.invalidate()
+            if last is not None and self._was_committed(last, error):
+                return
+            raise
+
+    def _was_committed(self, entry: Entry, error: LedgerInterruptedError) -> bool:
+        try:
+            return self._waiting(lambda: self._holds(entry))
+        except LedgerInterruptedError:
+            raise ResourceError(
+                f"The ledger at {self.place} went away during a commit; whether it was made isn't known yet. "
+                f"{error.message}",
+                remedy=error.remedy,
+            ) from error
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether an entry is committed. Waiting to be alone waits for the end of the transaction that may be at it."""
+        with explained(self.place), self._engine.connect() as connection:
+            begin_alone(connection)
+            return connection.scalar(sql.select(ENTRIES.c.digest).where(ENTRIES.c.seq == entry.seq)) == entry.digest
+
+    def _waiting(self, work: Callable[[], Result]) -> Result:
+        """`work()`, tried again for a while where a server that has answered before does not."""
+        deadline = time.monotonic() + ledger_timeout_s()
+        while True:
+            try:
+                result = work()
+            except LedgerInterruptedError:
+                if not self._answered or time.monotonic() > deadline:
+                    raise
+            else:
+                self._answered = True
+                return result
+            time.sleep(random.uniform(0.1, 0.5))
+
     def _exists(self, path: Path | None) -> bool:
         """Whether the first entry is there; a SQLite file is not made by looking."""
         if path is not None and not path.is_file():
             return False
-        with self._connection() as connection:
-            tables = sql.inspect(connection).get_table_names()
+        tables = self._read(lambda connection: sql.inspect(connection).get_table_names())
         if path is not None and tables and ENTRIES.name not in tables:
             raise VerificationError(
                 f"Expected a ledger at {self.place}, got a database without its table.",

@@ -17,6 +17,7 @@ CACHE = "cache"
 EDITS = "edits"
 LOCATORS = "locators"
 LOCATOR_PARTS = f"{LOCATORS}/training"
+REWRITTEN = ("data", CACHE, LOCATOR_PARTS)  # folders of personal data whose objects are replaced in place
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 

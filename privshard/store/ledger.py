@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from privshard.core.digest import canonical_json
 from privshard.core.errors import InputError, VerificationError
@@ -15,10 +16,23 @@ from privshard.core.privacy import MechanismPlan
 from privshard.core.removal import RemovalRequest
 from privshard.store import chain, views
 from privshard.store.journal import Journal
+from privshard.store.lease import Lease, hold_lease
 from privshard.store.ledger_schema import GENESIS, Entry
 
 Admit = Callable[[list[MechanismPlan]], None]
 AdmitWorkspace = Callable[[dict[int, list[MechanismPlan]]], None]
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def _repeatable(verb: Callable[Concatenate[Ledger, Given], Result]) -> Callable[Concatenate[Ledger, Given], Result]:
+    """A verb that decides by what is recorded, so that it may run again where a server went away before its commit."""
+
+    @wraps(verb)
+    def again(ledger: Ledger, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        return ledger._journal.repeat(lambda: verb(ledger, *args, **kwargs))
+
+    return again
 
 
 class Ledger:
@@ -26,7 +40,9 @@ class Ledger:
 
     Guarantees: every method that writes commits all of its entries or none, alone among writers; what is returned
     was committed. Nothing is ever changed or deleted. Threads and forked processes may share one object.
-    A place that fails is a ResourceError, damaged content a VerificationError.
+    A place that fails is a ResourceError, damaged content a VerificationError. Where a database server restarts, a
+    read and a verb by itself wait for it and go on; a `transaction` of several verbs ends in LedgerInterruptedError
+    with nothing of it committed.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -57,7 +73,7 @@ class Ledger:
     def discard_unused(self) -> None:
         """Take back the creation of a ledger in which nothing was ever reserved, counted or published, so that another
         recipe may use the place; InputError where something was."""
-        self._journal.discard(only={GENESIS, "fact"})
+        self._journal.discard(only={GENESIS, "fact", "object"})
 
     def __enter__(self) -> Ledger:
         return self
@@ -90,6 +106,19 @@ class Ledger:
     def kept_open(self) -> AbstractContextManager[None]:
         """Many short transactions follow: make them cheaper. See `Journal.kept_open`."""
         return self._journal.kept_open()
+
+    def hold_lease(self, *, root: str) -> AbstractContextManager[Lease]:
+        """Hold the workspace at `root` by this ledger's database server; see `lease.hold_lease`."""
+        return hold_lease(self._journal, root=root)
+
+    def clock_offset_s(self) -> float:
+        """How far the database server's clock is ahead of this machine's."""
+        return self._journal.clock_offset_s()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether clients on any machine may use it: a database server, not a file."""
+        return self._journal.is_shared
 
     def verify_chain(self, *, anchor: tuple[int, str] | None = None) -> list[str]:
         """Problems of the chain in plain words, naming the entry; empty if it is sound. See `chain.problems`."""
@@ -128,6 +157,7 @@ class Ledger:
         )
         return held
 
+    @_repeatable
     def reserve_all(
         self,
         runs: Sequence[views.NewRun],
@@ -181,6 +211,7 @@ class Ledger:
                 _same_run(known[run.run_id], shard=run.shard, attempt=run.attempt, plan=plan)
             return [known[run.run_id] for run in runs]
 
+    @_repeatable
     def release(self, run_id: str) -> None:
         """Record, before a result is let out of its worker, that it may be from now on: the run can't be voided or run
         again any more. InputError where that is recorded already, so that one reservation lets out one result."""
@@ -222,6 +253,7 @@ class Ledger:
         """The number of a shard's next attempt; numbers are never used twice, voided ones included."""
         return max((item.attempt for item in self._reservations(shard=shard)), default=-1) + 1
 
+    @_repeatable
     def record_count(self, noisy_count: float, *, noise_multiplier: float, nominal: float) -> views.NoisyCount:
         """Record the workspace's one noisy count. Where there is one, it is returned and `noisy_count` is to be
         thrown away unseen; InputError where the noise differs."""
@@ -244,6 +276,7 @@ class Ledger:
 
     # Model versions
 
+    @_repeatable
     def add_model(self, composition: Composition, *, reason: str, metrics: Mapping[str, Any] | None = None) -> int:
         """Publish a composition as the next model version, 1, 2, …; the version."""
         with self.transaction():
@@ -262,6 +295,7 @@ class Ledger:
 
     # Removal requests
 
+    @_repeatable
     def add_request(self, request: RemovalRequest) -> None:
         """Record that somebody asked. The same request again: nothing happens; another one of its id: InputError."""
         with self.transaction():
@@ -272,6 +306,7 @@ class Ledger:
             elif held.request != request:
                 raise InputError(f"Request {request.id}: expected {held.request}, got {request}.")
 
+    @_repeatable
     def complete_request(self, request_id: str, *, receipt: Mapping[str, Any], suppress: bool = True) -> None:
         """Record a request's receipt and, in the same transaction, that its subject may never be ingested again."""
         with self.transaction():
@@ -301,6 +336,7 @@ class Ledger:
 
     # Public facts
 
+    @_repeatable
     def put(self, key: str, value: Any) -> None:
         """Record a public fact, a JSON value; the last one of a key wins. An unchanged one adds no entry."""
         with self.transaction():
@@ -316,11 +352,25 @@ class Ledger:
         """The latest fact of every key."""
         return views.facts(self._journal.entries("fact"))
 
+    # Which objects count, of those that are rewritten
+
+    @_repeatable
+    def name_objects(self, names: Mapping[str, str | None]) -> None:
+        """Record path -> the name under which its object lies from now on; None: there is none any more."""
+        with self.transaction():
+            for path, name in names.items():
+                self._journal.append("object", data={"path": path, "name": name})
+
+    def object_names(self) -> dict[str, str]:
+        """Path -> name, of every object that counts and lies under another name than its path."""
+        return views.object_names(self._journal.entries("object"))
+
     def _reservations(self, *, shard: int | None = None, run_id: str | None = None) -> list[views.Reservation]:
         return views.reservations(
             self._journal.entries("reserve", "release", "commit", "void", shard=shard, run_id=run_id)
         )
 
+    @_repeatable
     def _close(self, kind: str, run_id: str, data: Mapping[str, Any]) -> None:
         """Commit or void a run that is reserved; the same closing again does nothing."""
         with self.transaction():

@@ -8,7 +8,7 @@ import sqlalchemy as sql
 
 from privshard.core.errors import InputError, ResourceError
 from privshard.store import layout
-from privshard.store.database import LEDGER_ENV, parse_url, readable
+from privshard.store.database import LEDGER_ENV, is_server, parse_url, readable
 from privshard.store.ledger import Ledger
 from privshard.store.objects import ObjectStore
 
@@ -19,8 +19,15 @@ def ledger_place(objects: ObjectStore, asked: str | None = None) -> str:
     `ledger.db` in the folder where it is; else the database that is asked for, that the environment variable
     PRIVSHARD_LEDGER names, or that the workspace's `ledger.url` points to, which holds no password: the environment
     variable adds it (or ~/.pgpass). InputError, showing both, where `asked` is another ledger than the workspace has;
-    ResourceError where a workspace that is no local folder names no database.
+    ResourceError where a workspace that is no local folder names no database server.
     """
+    place = _ledger_place(objects, asked)
+    if not objects.is_local and not is_server(place):
+        raise _needs_server(objects)
+    return place
+
+
+def _ledger_place(objects: ObjectStore, asked: str | None) -> str:
     from_environment = os.environ.get(LEDGER_ENV) or None
     pointer = _pointer(objects)
     if objects.is_local and objects.exists(layout.LEDGER):
@@ -35,10 +42,7 @@ def ledger_place(objects: ObjectStore, asked: str | None = None) -> str:
     if from_environment or pointer:
         return from_environment or str(pointer)
     if not objects.is_local:
-        raise ResourceError(
-            f"Expected a database for the ledger of {objects.root}: SQLite needs a local disk.",
-            remedy=f"Give ledger: postgresql://… in the recipe, or set {LEDGER_ENV}.",
-        )
+        raise _needs_server(objects)
     return str(objects.local_path(layout.LEDGER))
 
 
@@ -48,9 +52,12 @@ def claim(objects: ObjectStore, place: str) -> None:
     InputError where the database holds the ledger of a workspace that this one does not point to: one database can't
     serve two.
     """
-    if "://" not in place or _pointer(objects) is not None:
+    if "://" not in place:
         return
-    if Ledger.exists(place):
+    taken = Ledger.exists(place)  # asked first: who makes one for this workspace has written the pointer before
+    if _pointer(objects) is not None:
+        return
+    if taken:
         with Ledger.open(place) as ledger:
             owner = ledger.workspace_id
         raise InputError(
@@ -63,7 +70,7 @@ def claim(objects: ObjectStore, place: str) -> None:
 def without_password(place: str) -> str:
     """A database URL as it may be written down."""
     url = parse_url(place)
-    query = {key: value for key, value in url.query.items() if key != "password"}
+    query = {key: value for key, value in url.query.items() if "password" not in key}
     return sql.URL.create(
         url.drivername, username=url.username, host=url.host, port=url.port, database=url.database, query=query
     ).render_as_string()
@@ -73,6 +80,13 @@ def _pointer(objects: ObjectStore) -> str | None:
     if not objects.exists(layout.LEDGER_URL):
         return None
     return objects.read(layout.LEDGER_URL).decode("utf-8", "replace").strip()
+
+
+def _needs_server(objects: ObjectStore) -> ResourceError:
+    return ResourceError(
+        f"Expected a database server for the ledger of {objects.root}: SQLite needs a local disk.",
+        remedy=f"Give ledger: postgresql://… in the recipe, or set {LEDGER_ENV}.",
+    )
 
 
 def _another(objects: ObjectStore, *, has: str, asked: str) -> InputError:

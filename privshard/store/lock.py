@@ -1,4 +1,4 @@
-"""The lock of a workspace: one holder at a time may change it."""
+"""The lock of a workspace on a local disk: one holder at a time may change it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from privshard.store.disk import explain, make_folder
 LOCK_NAME = ".lock"
 
 
+class BusyError(ResourceError):
+    """Another process holds the workspace."""
+
+
 @contextmanager
 def hold(workspace_root: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the lock of a workspace for the length of the block.
@@ -29,7 +33,8 @@ def hold(workspace_root: str | os.PathLike[str]) -> Iterator[None]:
 
     if "://" in os.fspath(workspace_root):
         raise ResourceError(
-            f"Expected a local folder to lock, got {workspace_root}.", remedy="Change workspaces on a local disk."
+            f"Expected a local folder to lock, got {workspace_root}.",
+            remedy="Workspaces elsewhere are held by a lease in their ledger's database.",
         )
     path = Path(workspace_root) / LOCK_NAME
     try:
@@ -41,9 +46,9 @@ def hold(workspace_root: str | os.PathLike[str]) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _busy(path, os.pread(descriptor, 4096, 0)) from None
+            raise busy(path.parent, os.pread(descriptor, 4096, 0)) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_holder()).encode(), 0)
+        os.pwrite(descriptor, json.dumps(describe_holder()).encode(), 0)
         try:
             yield
         finally:
@@ -53,7 +58,7 @@ def hold(workspace_root: str | os.PathLike[str]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _holder() -> dict[str, str | int]:
+def describe_holder() -> dict[str, str | int]:
     """Who holds: never the arguments of the command, which may name a subject."""
     return {
         "pid": os.getpid(),
@@ -63,13 +68,14 @@ def _holder() -> dict[str, str | int]:
     }
 
 
-def _busy(path: Path, content: bytes) -> ResourceError:
+def busy(root: str | os.PathLike[str], content: str | bytes | None, *, more: str = "") -> BusyError:
+    """The error that names who holds a workspace, from what it wrote about itself."""
     try:
-        holder = json.loads(content)
+        holder = json.loads(content or "")
         who = "process {pid} on {host} ({command}, since {since})".format(**holder)
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return ResourceError(
-        f"Expected to change the workspace {path.parent} alone, but {who} is changing it.",
+    return BusyError(
+        f"Expected to change the workspace {os.fspath(root)} alone, but {who} is changing it. {more}".strip(),
         remedy="Wait until it is done, or end it, and run the command again.",
     )

@@ -117,6 +117,12 @@ def facts(entries: Iterable[Entry]) -> dict[str, Any]:
     return {entry.data["key"]: entry.data["value"] for entry in entries}
 
 
+def object_names(entries: Iterable[Entry]) -> dict[str, str]:
+    """Path -> name of the object that counts, from object entries: the last one wins, and may say "none"."""
+    last = {entry.data["path"]: entry.data["name"] for entry in entries}
+    return {path: name for path, name in last.items() if name is not None}
+
+
 def _reservation(entry: Entry) -> Reservation:
     try:
         attempt, plan = entry.data["attempt"], MechanismPlan(**entry.data["plan"])

@@ -14,14 +14,18 @@ from privshard.core.digest import keyed_digest
 from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.core.model import ComponentRecord
 from privshard.store import components, layout, signing
-from privshard.store.database import LEDGER_ENV
+from privshard.store.clock import require_clock
+from privshard.store.database import LEDGER_ENV, is_server
 from privshard.store.disk import make_folder
+from privshard.store.leased import LeasedObjects
 from privshard.store.ledger import Ledger
 from privshard.store.ledger_place import claim, ledger_place
 from privshard.store.lock import hold
 from privshard.store.manifest import describe
 from privshard.store.objects import ObjectStore
+from privshard.store.probe import require_rights
 from privshard.store.secrets import Secrets, create_secrets, insecure_secrets, load_secrets
+from privshard.store.shared_disk import refuse_shared_disk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +44,7 @@ class Workspace:
     objects: ObjectStore
     ledger: Ledger
     secrets: Secrets = field(repr=False)
+    _holds: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @staticmethod
     def create(
@@ -56,14 +61,20 @@ class Workspace:
         interrupted creation holds nothing, and the next one completes it. Keys are drawn before any data is seen.
         ledger: a database URL, else `ledger.db` in the folder (`store.ledger_place`). insecure_seed: for tests, keys
         that anybody can derive; the workspace stays marked by it. InputError, showing both, where another recipe or
-        seed is there.
+        seed is there; ResourceError where the place can't hold a workspace: a ledger file on a shared disk, an object
+        store without a database server, or one whose objects can't be listed, written, read and deleted.
         """
         objects = ObjectStore(root)
         place = ledger_place(objects, ledger)
-        if objects.is_local:
+        if not objects.is_local:
+            require_rights(objects)
+        else:
+            if not is_server(place):
+                refuse_shared_disk(Path(objects.root))
             make_folder(Path(objects.root), mode=0o700)
         claim(objects, place)
         book = _open_or_create(place)
+        objects = _objects(objects, book)
         with book.transaction():
             held = book.facts()
             if "recipe_digest" in held:
@@ -102,6 +113,7 @@ class Workspace:
                 f"Expected a workspace at {objects.root}, found one whose creation was interrupted; it holds no data.",
                 remedy=f"Complete it with: privshard train --workspace {objects.root}",
             )
+        objects = _objects(objects, book)
         _check_owner(objects, book)
         return Workspace(objects.root, book.workspace_id, objects, book, _load_keys(book))
 
@@ -117,10 +129,41 @@ class Workspace:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the workspace's lock, see `store.lock`; what killed writers left half-written is deleted first."""
-        with hold(self.root):
+        """Hold the workspace alone; what killed writers left half-written is deleted first.
+
+        By a lock of the operating system where its ledger is a file (`store.lock`), by a lease in its database where
+        that is a server (`store.lease`): then clocks and the store's rights are checked too. A second holder gets a
+        BusyError that names the first.
+        """
+        with self._alone():
             self.objects.sweep()
-            yield
+            self._holds.append(self.root)
+            try:
+                yield
+            finally:
+                self._holds.pop()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this handle holds the workspace."""
+        return bool(self._holds)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not isinstance(self.objects, LeasedObjects):
+            refuse_shared_disk(Path(self.root))
+            with hold(self.root):
+                yield
+            return
+        require_clock(self.ledger)
+        with self.ledger.hold_lease(root=self.objects.address) as lease:
+            if not self.objects.is_local:
+                require_rights(ObjectStore(self.root))
+            self.objects.hold_by(lease)
+            try:
+                yield
+            finally:
+                self.objects.hold_by(None)
 
     # Paths, relative to the root: for `objects`
 
@@ -220,6 +263,11 @@ class Workspace:
         return self.ledger.verify_chain(anchor=(manifest["ledger"]["entries"], manifest["ledger"]["head"]))
 
 
+def _objects(objects: ObjectStore, ledger: Ledger) -> ObjectStore:
+    """The objects of a workspace: where its ledger is a server, another may take over while a write is on its way."""
+    return LeasedObjects(objects.root, ledger=ledger) if ledger.is_shared else objects
+
+
 def _check_owner(objects: ObjectStore, ledger: Ledger) -> None:
     """InputError where a database is the ledger of another workspace than this folder's manifest names."""
     if objects.is_local and objects.exists(layout.LEDGER):
@@ -237,8 +285,14 @@ def _check_owner(objects: ObjectStore, ledger: Ledger) -> None:
 
 
 def _open_or_create(place: str) -> Ledger:
-    """The ledger that is there, or a new one with a new workspace id."""
-    return Ledger.open(place) if Ledger.exists(place) else Ledger.create(place, workspace_id=token_hex(16))
+    """The ledger that is there, or a new one with a new workspace id; of two processes that make one, one does."""
+    if not Ledger.exists(place):
+        try:
+            return Ledger.create(place, workspace_id=token_hex(16))
+        except InputError:
+            if not Ledger.exists(place):
+                raise
+    return Ledger.open(place)
 
 
 def _load_keys(ledger: Ledger) -> Secrets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import postgres
 import pytest
 
 from privshard.core.privacy import MechanismPlan
@@ -28,16 +27,6 @@ def plan():
         delta=1e-5,
         accountant="rdp",
     )
-
-
-@pytest.fixture(scope="session")
-def server():
-    """A PostgreSQL server of this test run."""
-    reason = postgres.missing()
-    if reason:
-        pytest.skip(reason)
-    with postgres.running_server() as running:
-        yield running
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
