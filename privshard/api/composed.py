@@ -37,8 +37,8 @@ def summed(workspace: Workspace, parts: Mapping[str, float]) -> dict[str, np.nda
     """
     edits = {name for name in parts if workspace.objects.exists(edit_record_path(name))}
     weights = {name: weight for name, weight in parts.items() if name not in edits}
-    paths = {name: workspace.objects.local_path(workspace.component_path(name)) for name in weights}
-    moved = average(paths, weights)
+    with workspace.objects.fetched({name: workspace.component_path(name) for name in weights}) as files:
+        moved = average(files, weights)
     for edit in sorted(edits):
         for name, slot in read_edit(workspace, edit).items():
             delta = slot.dense() * np.float32(parts[edit])

@@ -172,8 +172,8 @@ def _of_workspace(workspace: Workspace) -> Target:
     base = worker.open_base(setup.base, None, digest=setup.base_digest)
     base.view.to(device)
     weights = model.composition.averaged
-    paths = {name: workspace.objects.local_path(workspace.component_path(name)) for name in weights}
-    moved = average(paths, weights)
+    with workspace.objects.fetched({name: workspace.component_path(name) for name in weights}) as files:
+        moved = average(files, weights)
     return Target(
         place=workspace.root,
         base=base,

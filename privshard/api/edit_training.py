@@ -19,6 +19,7 @@ from privshard.data.images import image_batches
 from privshard.data.pictures import read_pictures
 from privshard.data.shards import read_partition
 from privshard.editing.training import LocatorOptions, train_locator
+from privshard.store.below import Below
 from privshard.store.edits import save_locator
 from privshard.store.layout import LOCATOR_PARTS, locator_path, shard_dir
 from privshard.store.objects import ObjectStore
@@ -71,7 +72,7 @@ def edit_train_locator(
             places=chosen,
             base=target.base.digest,
             identity=identity,
-            state=ObjectStore(f"{home.root}/{parts}"),
+            state=Below(home, parts),
             options=options,
             on_done=lambda stage, done, total: tell(Progress("locator", None, stage, done, total)),
         )

@@ -4,6 +4,7 @@ those whose logits don't add are run."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import OnProgress
 from privshard.core.model import Composition
 from privshard.store.layout import eval_dir
+from privshard.store.lock import BusyError
 from privshard.store.workspace import Workspace
 from privshard.unlearning import eval_cache
 from privshard.unlearning.eval_cache import EvalCache
@@ -36,7 +38,11 @@ def refresh(
     models: Sequence[Composition] = (),
 ) -> EvalCache:
     """The cache with the logits of exactly `components` that covers `models`, compositions of them; only what is
-    missing is computed, and it is saved."""
+    missing is computed.
+
+    It is saved by whoever holds the workspace, or can have it for that long: an evaluation beside a removal must not
+    bring rows back that are just being erased. Where another process holds it, the result is returned unsaved.
+    """
     cache = eval_cache.load(workspace)
     if cache is not None:
         for gone in cache.components - set(components):
@@ -44,6 +50,17 @@ def refresh(
         whole = set(components) <= set(cache.component_logits)
         if whole and all(cache.covers(model) for model in models):
             return cache
+    if not workspace.is_held:
+        with suppress(BusyError), workspace.hold():
+            return refresh(
+                workspace,
+                setup,
+                components=components,
+                flags=flags,
+                base_state=base_state,
+                on_progress=on_progress,
+                models=models,
+            )
     held = _HeldOut.of(workspace, setup, flags=flags, base_state=base_state, on_progress=on_progress)
     if cache is None:
         cache = EvalCache(held.rows.ids, held.labels_B(setup.classes), held.base_logits(), {}, linear=held.linear)
@@ -53,7 +70,8 @@ def refresh(
     for model in models:
         if not cache.covers(model):
             cache = cache.with_model(model, held.logits(model))
-    eval_cache.save(workspace, cache)
+    if workspace.is_held:
+        eval_cache.save(workspace, cache)
     return cache
 
 
@@ -66,7 +84,8 @@ def run_model(
     base_state: Mapping[str, np.ndarray] | None,
     on_progress: OnProgress,
 ) -> np.ndarray:
-    """The logits (B, C) of one composition on the held-out rows; nothing is saved but what the base computes once."""
+    """The logits (B, C) of one composition on the held-out rows; only what the base computes once is
+    saved, by whoever holds the workspace."""
     held = _HeldOut.of(workspace, setup, flags=flags, base_state=base_state, on_progress=on_progress)
     return held.logits(composition)
 
@@ -111,7 +130,7 @@ class _HeldOut:
         arrays = eval_cache.load_constants(workspace, ids=rows.ids, base_digest=setup.base_digest)
         if arrays is None:
             _, arrays = worker.encode_eval(
-                workspace.root,
+                workspace.objects,
                 eval_dir(),
                 spec=setup.base,
                 digest=setup.base_digest,
@@ -120,7 +139,8 @@ class _HeldOut:
                 base_state=base_state,
                 on_progress=on_progress,
             )
-            eval_cache.save_constants(workspace, ids=rows.ids, arrays=arrays, base_digest=setup.base_digest)
+            if workspace.is_held:
+                eval_cache.save_constants(workspace, ids=rows.ids, arrays=arrays, base_digest=setup.base_digest)
         constants = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()} if len(rows) else None
         batch = flags.micro_batch * method.batch_scale
         return _HeldOut(workspace, rows, method, constants, len(setup.classes), batch, device)

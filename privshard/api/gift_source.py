@@ -154,7 +154,8 @@ def _from_workspace(ws: Workspace, component: str | None) -> Source:
         )
     if not weights:
         raise InputError(f"{ws.root}: the current model has no component left.", remedy="Retrain a shard first.")
-    paths = {name: ws.objects.local_path(ws.component_path(name)) for name in weights}
+    with ws.objects.fetched({name: ws.component_path(name) for name in weights}) as files:
+        displacement = average(files, weights)
     return Source(
         place=ws.root,
         base=setup.base,
@@ -162,7 +163,7 @@ def _from_workspace(ws: Workspace, component: str | None) -> Source:
         method=setup.method,
         classes=setup.classes,
         weights=dict(weights),
-        displacement=average(paths, weights),
+        displacement=displacement,
         parameters={name: _parameters(ws, name) for name in weights},
     )
 

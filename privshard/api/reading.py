@@ -56,9 +56,10 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
             if arithmetic(composition, linear=cache.linear)
             else {None: cache.logits(composition)} | {name: cache.logits(rest) for name, rest in dropped.items()},
         )
-        paths = {name: ws.objects.local_path(ws.component_path(name)) for name in weights}
         shards = {name: ws.load_record(name).shard for name in weights}
-        report = influence_report(evidence, component_geometry(paths), shards=shards, rng=np.random.default_rng(0))
+        with ws.objects.fetched({name: ws.component_path(name) for name in weights}) as files:
+            geometry = component_geometry(files)
+        report = influence_report(evidence, geometry, shards=shards, rng=np.random.default_rng(0))
         report = {"model": facts.version_name(model.version), **report}
         if html is not None:
             from privshard.report.html import write_page

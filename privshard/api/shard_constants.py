@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from privshard.core.digest import json_digest
+from privshard.core.errors import VerificationError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import MethodSpec, ShardJob, TrainingParams
 from privshard.core.method import Constants, Method
@@ -33,7 +34,7 @@ def shard_constants(
     erasure runs beside an actor that nobody waits for any more, nothing of the erased stays: an erasure rewrites the
     rows first and the cache then, and this looks at the rows again once the cache is there.
     """
-    objects = ObjectStore(job.workspace)
+    objects = ObjectStore(job.workspace, names=job.names)
     path = objects.local_path(constants_path(job.shard)) if objects.is_local else None
     found = obtain(
         rows.ids,
@@ -46,9 +47,17 @@ def shard_constants(
         ),
         num_threads=job.flags.threads,
     )
-    if path is not None and path.exists() and partition_ids(objects, shard_dir(job.shard)) != rows.ids:
+    if path is not None and path.exists() and not _are_still(rows, objects, shard_dir(job.shard)):
         path.unlink(missing_ok=True)
     return found
+
+
+def _are_still(rows: ShardRows, objects: ObjectStore, directory: str) -> bool:
+    """Whether a partition holds these rows; not where they were rewritten, be it under another name."""
+    try:
+        return partition_ids(objects, directory) == rows.ids
+    except VerificationError:
+        return False
 
 
 def copies(training: TrainingParams) -> int:

@@ -164,6 +164,7 @@ def _job(
     return ShardJob(
         run_id=run.run_id,
         workspace=workspace.root,
+        names=workspace.objects.names(workspace.shard_dir(run.shard)),
         shard=run.shard,
         attempt=run.attempt,
         base=setup.base,

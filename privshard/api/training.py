@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,9 @@ from privshard.api.watching import watched
 from privshard.core.jobs import OnProgress, Progress
 from privshard.core.model import Composition
 from privshard.core.partition import Partition
+from privshard.store.disk import make_folder
 from privshard.store.workspace import Workspace
+from privshard.unlearning.clean_up import clean_up, is_clean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +76,8 @@ def train(
                 controller=controller,
             ) as watch:
                 timing |= _learn(ws, recipe, setup, runner=runner, watch=watch)
+        elif not is_clean(ws):  # the model was committed, and then its files could not be written
+            clean_up(ws)
         return {**facts.training_report(ws, setup), "timing_s": {**timing, "total": time.perf_counter() - started}}
 
 
@@ -114,8 +119,8 @@ def _runner(recipe: Recipe, base_state: Mapping[str, np.ndarray]) -> Iterator[_R
 def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[str, ...], tell: OnProgress) -> None:
     from privshard.data.ingest import ingest
 
-    suppressed = ws.ledger.suppressed()
-    rows, spill = 0, "ingest.tmp"
+    suppressed, spill = ws.ledger.suppressed(), _spill_folder(ws)
+    rows = 0
 
     def count(done: int) -> None:
         nonlocal rows
@@ -129,12 +134,24 @@ def _ingest(ws: Workspace, recipe: Recipe, partition: Partition, classes: tuple[
         hashing_key=ws.secrets.hashing_key,
         classes=classes,
         is_suppressed=lambda subject: ws.subject_hash(subject) in suppressed,
-        spill_folder=Path(ws.root) / spill,
+        spill_folder=spill,
         on_progress=count,
     )
-    ws.objects.delete_tree(spill)
+    shutil.rmtree(spill, ignore_errors=True)
     tell(Progress("ingest", None, "ingest", rows, rows))
     ws.ledger.put("ingested", {"rows": "private"})
+
+
+def _spill_folder(ws: Workspace) -> Path:
+    """Where rows wait while they are sorted: in the workspace, or, where that is elsewhere, in a folder of its own on
+    this machine, so that the next ingest finds and removes what a killed one left."""
+    if ws.objects.is_local:
+        return Path(ws.root) / "ingest.tmp"
+    from platformdirs import user_cache_dir
+
+    folder = Path(user_cache_dir("privshard")) / ws.id
+    make_folder(folder, mode=0o700)
+    return folder
 
 
 def _count(ws: Workspace, recipe: Recipe) -> float:

@@ -33,7 +33,7 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
     The base's digest is checked before any private row is read. Nothing leaves but the result.
     """
     base = open_base(job.base, base_state, digest=job.base_digest)
-    rows = read_partition(ObjectStore(job.workspace), shard_dir(job.shard))
+    rows = read_partition(ObjectStore(job.workspace, names=job.names), shard_dir(job.shard))
     device = pick_device(job.flags)
     method = make_method(job.method, base.view.to(device))
 
@@ -84,7 +84,7 @@ def _compiled(method: Method, job: ShardJob, *, device: str) -> bool:
 
 
 def encode_eval(
-    workspace: str,
+    objects: ObjectStore,
     directory: str,
     *,
     spec: BaseSpec,
@@ -96,7 +96,7 @@ def encode_eval(
 ) -> tuple[ShardRows, dict[str, np.ndarray]]:
     """The held-out rows, and what the base computes once for them."""
     base = open_base(spec, base_state, digest=digest)
-    rows = read_partition(ObjectStore(workspace), directory)
+    rows = read_partition(objects, directory)
     device = pick_device(flags)
     constants = encode_rows(
         make_method(method, base.view.to(device)),

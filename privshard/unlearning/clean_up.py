@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from privshard.core.errors import VerificationError
 from privshard.store.edits import keep_only
-from privshard.store.layout import model_path, receipt_path
+from privshard.store.layout import MANIFEST, model_path, receipt_path
+from privshard.store.manifest import describe
 from privshard.store.workspace import Workspace
 from privshard.unlearning import eval_cache
 from privshard.unlearning.live import live_components
-from privshard.unlearning.model_files import write_model
+from privshard.unlearning.model_files import is_written, write_model
 
 
 def clean_up(workspace: Workspace) -> None:
@@ -36,6 +38,16 @@ def clean_up(workspace: Workspace) -> None:
         if item.receipt is not None and not _has_receipt(workspace, item.request.id):
             workspace.save_receipt(item.request.id, item.receipt)
     workspace.write_manifest()
+
+
+def is_clean(workspace: Workspace) -> bool:
+    """Whether the current model's file and the manifest say what the ledger says."""
+    model = workspace.ledger.current_model()
+    try:
+        manifest = workspace.objects.read_json(MANIFEST)
+    except VerificationError:
+        return False
+    return (model is None or is_written(workspace, model)) and manifest == workspace.sign(describe(workspace.ledger))
 
 
 def _has_receipt(workspace: Workspace, request_id: str) -> bool:

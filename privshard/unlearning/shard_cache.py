@@ -18,13 +18,15 @@ def erase_rows(workspace: Workspace, shard: int, *, keep: Collection[str]) -> No
     """Rewrite a shard's cache without every row that is not in `keep`, the ids that the shard holds by now.
 
     Doing it again changes nothing. The rows of the others stay as they are, bit for bit, so that a retraining needs no
-    pass of the base. What can't be understood, or is damaged, might hold an erased row: it is deleted.
+    pass of the base. What can't be understood, or is damaged, might hold an erased row: it is deleted. So is the cache
+    of a workspace that is held by a lease: a holder that stalled while rewriting it could put back what another erased.
     """
     objects, path = workspace.objects, constants_path(shard)
+    in_place = objects.is_local and not workspace.ledger.is_shared
     for found in objects.list(cache_dir(shard)):
-        if found != path or not objects.is_local:
+        if found != path or not in_place:
             objects.delete(found)
-    if objects.is_local and objects.exists(path):
+    if in_place and objects.exists(path):
         try:
             rows.rewrite(objects.local_path(path), keep=frozenset(keep))
         except VerificationError:
