@@ -40,15 +40,16 @@ def connect(address: str, *, timeout_s: float) -> bool:
 
     if ray.is_initialized():
         return False
-    new: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+
+    def init(**options: Any) -> None:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
     try:
-        if address != "local":
+        if address == "local":  # in this thread: the kernel kills what a thread has started when that thread ends
+            init(include_dashboard=False)
+        else:
             _knock(address, timeout_s)
-        within(
-            timeout_s + _START_S,
-            f"Ray at {address!r} to let us in",
-            lambda: ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new),
-        )
+            within(timeout_s + _START_S, f"Ray at {address!r} to let us in", init)
     except (OSError, RuntimeError, ValueError, SystemExit) as error:  # Ray exits when a port answers with no Ray behind
         raise ResourceError(
             f"No Ray cluster could be used at {address!r}: {str(error) or type(error).__name__}.",

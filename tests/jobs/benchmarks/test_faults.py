@@ -27,6 +27,7 @@ def check(runs: list[faults.Run]) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_an_actor_a_node_and_a_controller_are_killed(tmp_path, monkeypatch):
     runs = shoot(3, tmp_path, monkeypatch)
     assert [run.victim for run in runs] == list(faults.VICTIMS)
