@@ -199,9 +199,10 @@ def empty_shard_without_noise(patch: Patch) -> None:
 
 
 def weights_by_shard_size(patch: Patch, root: str) -> None:
-    def uniform(base: str, components: Any) -> Composition:
+    def uniform(base: str, components: Any, **options: Any) -> Composition:
         sizes = [1 + len(read_partition(ObjectStore(root), shard_dir(number))) for number in range(len(components))]
-        return Composition(base, {name: size / sum(sizes) for name, size in zip(components, sizes, strict=True)})
+        weights = {name: size / sum(sizes) for name, size in zip(components, sizes, strict=True)}
+        return Composition(base, weights, **options)
 
     patch.setattr(training.Composition, "uniform", staticmethod(uniform))
 
