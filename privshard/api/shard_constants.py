@@ -43,7 +43,15 @@ def shard_constants(
         asked=job.flags.cache,
         device=device,
         fill=lambda place: encode_rows(
-            method, base, rows, flags=job.flags, device=device, on_rows=on_rows, training=job.training, place=place
+            method,
+            base,
+            rows,
+            flags=job.flags,
+            device=device,
+            on_rows=on_rows,
+            training=job.training,
+            place=place,
+            expected=job.plan.expected_units / job.plan.sample_rate,
         ),
         num_threads=job.flags.threads,
     )
@@ -87,9 +95,11 @@ def encode_rows(
     on_rows: OnRows,
     training: TrainingParams | None = None,
     place: Place | None = None,
+    expected: float | None = None,
 ) -> Constants | None:
     """Decode, transform and encode rows, about `flags.micro_batch` images at a time. training: whose augmentations each
-    row gets; without it, every row is one image."""
+    row gets; without it, every row is one image. expected: a public number of rows that decides whether compiling pays,
+    so that nobody's presence decides on a rounding; without it, their own number."""
     number = copies(training) if training is not None else 1
     done = 0
 
@@ -111,7 +121,9 @@ def encode_rows(
         batch_size=examples * number,
         device=device,
         dtype=getattr(torch, flags.dtype),
-        compiled=worth_compiling(flags, device=device, num_images=num_images),
+        compiled=worth_compiling(
+            flags, device=device, num_images=num_images if expected is None else expected * number
+        ),
         place=place,
         on_batch=count,
     )

@@ -65,7 +65,7 @@ def encode(
     return output.finish()
 
 
-def worth_compiling(flags: ExecutionFlags, *, device: str, num_images: int) -> bool:
+def worth_compiling(flags: ExecutionFlags, *, device: str, num_images: float) -> bool:
     """Whether `execution.compile` asks to compile the base for this many images; "auto" from 100,000 on.
 
     Compiling a large vision transformer takes about half a minute, and saves a quarter of the time of a pass that takes

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_digits import recipe_values, write_people
 
-from privshard.api import worker
+from privshard.api import shard_constants, train, worker
+from privshard.api.recipe import Recipe
 from privshard.api.setup import Setup, flags_of, stored_recipe
 from privshard.core.errors import ResourceError, VerificationError
 from privshard.core.jobs import ShardJob
@@ -65,3 +67,15 @@ def test_a_missing_gpu_is_a_missing_resource(job, monkeypatch):
     with pytest.raises(ResourceError, match=r"execution\.device: expected a CUDA GPU for 'cuda:1'"):
         worker.pick_device(replace(job.flags, device="cuda:1"))
     assert worker.pick_device(job.flags) == "cpu"
+
+
+def test_no_private_count_decides_on_compiling(tmp_path, monkeypatch):
+    """Shards of different sizes ask with the same public number."""
+    asked = []
+    monkeypatch.setattr(
+        shard_constants, "worth_compiling", lambda flags, *, device, num_images: bool(asked.append(num_images))
+    )
+    data = write_people(tmp_path / "people.parquet")
+    train(Recipe(**recipe_values(data, method={"name": "head"})), workspace=str(tmp_path / "w"))
+    assert asked.count(12.0) >= 1  # 24 nominal examples over 2 shards; held-out rows ask with their own number
+    assert set(asked) <= {12.0, 8}
