@@ -16,6 +16,7 @@ from privshard.api import DecomposeRecipe, decompose, decompose_worker, schemas
 from privshard.core.errors import InputError
 from privshard.decomposition.files import open_decomposition
 from privshard.models.build import build_model
+from privshard.runtime.shard_function import torch_threads
 
 ARGS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -79,7 +80,7 @@ def test_an_interrupted_decomposition_resumes_to_the_same_digest(public, tmp_pat
     job_folder.mkdir()
     (job_folder / "recipe.yaml").write_text(recipe(public).to_yaml())
     job = decompose_worker.DecomposeJob("x", str(job_folder), recipe(public).to_yaml(), recipe().flags())
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), torch_threads(job.flags.threads):
         decompose_worker.run_decompose(job, None, kill)
     assert (job_folder / "phases" / "01.safetensors").exists()
     assert decompose(recipe(public), workspace=str(job_folder))["digest"] == made["digest"]
