@@ -13,6 +13,7 @@ import typer
 from privshard.cli import cluster, decompose, edit, exporting, gift, render, render_audit, render_runs, tuning
 from privshard.cli.errors import usage_failure
 from privshard.cli.frame import Frame, show_failure
+from privshard.cli.options import DebugOption, HtmlOption, JsonOption, OverridesOption, WorkspaceArgument
 from privshard.cli.sweep import sweep
 from privshard.core.errors import VerificationError
 
@@ -60,11 +61,6 @@ class Question(StrEnum):
     retrains = "retrains"
     epsilon = "epsilon"
     noise = "noise"
-
-
-WorkspaceArgument = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Directory or URI of the workspace.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -119,9 +115,7 @@ def train(
     workspace: Annotated[
         str, typer.Option("--workspace", "-w", help="Directory or URI to train into.")
     ] = "./privshard-workspace",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set privacy.epsilon=3.")
-    ] = None,
+    overrides: OverridesOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan and its price.")] = (False),
     address: Annotated[
         str | None,
@@ -218,7 +212,7 @@ def budget(
 @app.command()
 def influence(
     workspace: WorkspaceArgument,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a report to open.")] = None,
+    html: HtmlOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
@@ -265,7 +259,7 @@ def audit(
     ] = AuditKind.step,
     canaries: Annotated[int | None, typer.Option(metavar="N", help="How many canaries; more prove more.")] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the lower bound.")] = 0.95,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a report to open.")] = None,
+    html: HtmlOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:

@@ -8,10 +8,8 @@ import typer
 
 from privshard.cli import render_runs
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, HtmlOption, JsonOption, WorkspaceArgument
 
-WorkspaceArgument = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Directory or URI of the workspace.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")]
 AddressOption = Annotated[
     str | None,
     typer.Option("--address", help="The controller's cluster, where it is not the one the training was started with."),
@@ -50,7 +48,7 @@ def cancel(
 
 def timeline(
     workspace: WorkspaceArgument,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a page to open.")] = None,
+    html: HtmlOption = None,
     trace: Annotated[
         str | None, typer.Option("--trace", metavar="FILE", help="Also write a Chrome trace (JSON).")
     ] = None,

@@ -10,6 +10,7 @@ import typer
 
 from privshard.cli import render_decompose as render
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, HtmlOption, JsonOption
 from privshard.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,12 +41,9 @@ class Rows(StrEnum):
     all = "all"
 
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")]
 _Decomposition = Annotated[
     str, typer.Argument(metavar="DECOMPOSITION", help="Folder that `decompose` made, or a decomposition's file.")
 ]
-_Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write plots to open.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,8 +62,8 @@ def decompose(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set basis.start=1.")
     ] = None,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Learn a transformer's components from public data, or fit them to given weights; run again to resume."""
     frame = Frame("decompose", as_json=as_json, debug=debug, resumes=True)
@@ -91,8 +89,8 @@ def recompose(
     mode: Annotated[
         Mode, typer.Option(help="free: a plain timm model, ready as base.weights; tied: shared components.")
     ] = Mode.free,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Write a model of another depth from the components, at once and without training."""
     frame = Frame("recompose", as_json=as_json, debug=debug)
@@ -112,9 +110,9 @@ def analyse(
     args: Annotated[
         list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="An argument for timm.create_model.")
     ] = None,
-    html: _Html = None,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    html: HtmlOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Show whether a transformer's blocks lie on a line over depth (for a Swin, stage by stage)."""
     frame = Frame("analyse", as_json=as_json, debug=debug)
@@ -140,9 +138,9 @@ def sizes(
     max_memory_mb: Annotated[float | None, typer.Option(metavar="MB", help="The device's budget.")] = None,
     by: Annotated[Cost, typer.Option(help="The cost of the frontier.")] = Cost.latency,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    html: _Html = None,
-    as_json: _Json = False,
-    debug: _Debug = False,
+    html: HtmlOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """List the sizes a decomposition can be recomposed to, what they cost on this machine, and how good they are."""
     frame = Frame("sizes", as_json=as_json, debug=debug)

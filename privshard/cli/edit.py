@@ -9,6 +9,7 @@ import typer
 
 from privshard.cli import render_edit
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, JsonOption
 
 app = typer.Typer(
     name="edit",
@@ -34,8 +35,6 @@ PlacesOption = Annotated[
 SensitiveOption = Annotated[
     str | None, typer.Option("--sensitive", metavar="PATH", help="Labelled pictures on which locality is measured.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")]
 
 
 @app.command()

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, JsonOption, WorkspaceArgument
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 def export(
-    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="Directory or URI of the workspace.")],
+    workspace: WorkspaceArgument,
     out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The .pt2 file to write.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Write the current model as one file that runs without privshard."""
     from privshard import api

@@ -8,6 +8,7 @@ import typer
 
 from privshard.cli import render_gift as render
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, HtmlOption, JsonOption, WorkspaceArgument
 
 app = typer.Typer(
     help="What was learnt with method gift: as plain weights, as a small file, and as maps of images.",
@@ -21,8 +22,6 @@ ComponentOption = Annotated[
     str | None,
     typer.Option("--component", metavar="ID", help="One component of the workspace; its beginning is enough."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")]
 
 
 @app.command()
@@ -63,7 +62,7 @@ def unmerge(
 
 @app.command()
 def export(
-    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="Directory or URI of the workspace.")],
+    workspace: WorkspaceArgument,
     out: OutOption,
     component: ComponentOption = None,
     as_json: JsonOption = False,
@@ -81,7 +80,7 @@ def explain(
     source: SourceArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files; the first four are drawn.")],
     png: Annotated[str | None, typer.Option("--png", metavar="FILE", help="Write the maps as one picture.")] = None,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a report to open.")] = None,
+    html: HtmlOption = None,
     masks: Annotated[
         str | None, typer.Option("--masks", metavar="FOLDER", help="Masks named like the images: bright is the object.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, JsonOption
 from privshard.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def sweep(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key in every recipe.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Choose learning rates on train subjects, one grid for all recipes, then score the test split once."""
 

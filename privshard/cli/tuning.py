@@ -8,22 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from privshard.cli.frame import Frame
+from privshard.cli.options import DebugOption, JsonOption, OverridesOption
 
 
 def tune(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="YAML file; without one, the embedded example.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set privacy.epsilon=3.")
-    ] = None,
+    overrides: OverridesOption = None,
     values: Annotated[
         list[str] | None,
         typer.Option("--try", metavar="KEY=V,V,…", help="Values to compare: --try training.lr=0.1,0.3; repeatable."),
     ] = None,
     folds: Annotated[int, typer.Option(metavar="K", help="Parts that the train subjects are cut into.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries say.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> int:
     """Compare settings by cross-validation over train subjects. The choice is not private, and the output says so."""
 
