@@ -21,15 +21,17 @@ from privshard.tangent.block_engine import BlockEngine
 from privshard.tangent.class_row import ClassRowEngine
 from privshard.training.head import HeadMethod
 
+KINDS = ("class row", "block", "head")
 RUN = """
 import sys
 sys.modules["privshard"] = None  # importing it raises ImportError
-import numpy, torch
-extra = {"privshard.json": ""}
-model = torch.export.load(sys.argv[1], extra_files=extra).module()
-for at, x in numpy.load(sys.argv[2]).items():
-    numpy.save(f"{sys.argv[3]}/{at}.npy", model(torch.from_numpy(x)).numpy())
-print(extra["privshard.json"])
+import json, numpy, torch
+for folder in sys.argv[1:]:
+    extra = {"privshard.json": ""}
+    model = torch.export.load(f"{folder}/model.pt2", extra_files=extra).module()
+    for at, x in numpy.load(f"{folder}/images.npz").items():
+        numpy.save(f"{folder}/{at}.npy", model(torch.from_numpy(x)).numpy())
+    print(json.dumps(json.loads(extra["privshard.json"])))
 try:
     import privshard
 except ImportError:
@@ -45,23 +47,27 @@ def make(kind):
     return method, model, random_tensors(method.shapes(), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["class row", "block", "head"])
-def test_runs_elsewhere_and_gives_the_same_logits(tmp_path, kind):
-    method, model, tensors = make(kind)
-    composed = ComposedModel(method, model=model, parts=[(1.0, tensors)])
-    path = tmp_path / "model.pt2"
-    export_program(composed, path, input_size=(3, 32, 32), facts={"classes": ["a", "é"]})
-    batches = {f"b{num}": images(num, model, seed=num).numpy() for num in (1, 2, 7)}
-    np.savez(tmp_path / "images.npz", **batches)
-    command = [sys.executable, "-c", RUN, str(path), str(tmp_path / "images.npz"), str(tmp_path)]
+def test_runs_elsewhere_and_gives_the_same_logits(tmp_path):
+    expected = {}
+    for kind in KINDS:
+        method, model, tensors = make(kind)
+        composed = ComposedModel(method, model=model, parts=[(1.0, tensors)])
+        folder = tmp_path / kind
+        folder.mkdir()
+        export_program(composed, folder / "model.pt2", input_size=(3, 32, 32), facts={"kind": kind, "classes": ["é"]})
+        batches = {f"b{num}": images(num, model, seed=num) for num in (1, 2, 7)}
+        np.savez(folder / "images.npz", **{name: x.numpy() for name, x in batches.items()})
+        expected[folder] = {name: composed(x) for name, x in batches.items()}
+    command = [sys.executable, "-c", RUN, *map(str, expected)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("no privshard\n")
-    assert json.loads(done.stdout.removesuffix("no privshard\n")) == {"classes": ["a", "é"]}
-    for name, x in batches.items():
-        expected = composed(torch.from_numpy(x))
-        found = torch.from_numpy(np.load(tmp_path / f"{name}.npy"))
-        assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    *facts, last = done.stdout.splitlines()
+    assert last == "no privshard"
+    assert [json.loads(line) for line in facts] == [{"kind": kind, "classes": ["é"]} for kind in KINDS]
+    for folder, logits in expected.items():
+        for name, wanted in logits.items():
+            found = torch.from_numpy(np.load(folder / f"{name}.npy"))
+            assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max()), (folder.name, name)
 
 
 def test_nothing_in_it_is_pickled(tmp_path):
