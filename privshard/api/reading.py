@@ -28,7 +28,7 @@ def evaluate(workspace: str, *, on_progress: OnProgress | None = None) -> dict[s
 
 
 def influence(workspace: str, *, html: str | None = None, on_progress: OnProgress | None = None) -> dict[str, Any]:
-    """What each component does to weights, logits, accuracy and classes. The contract's `influence` object.
+    """What each component and edit does to weights, logits, accuracy and classes. The contract's `influence` object.
 
     html: a file to write the same report to, for people.
     """
@@ -55,6 +55,7 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
             run_logits=None
             if arithmetic(composition, linear=cache.linear)
             else {None: cache.logits(composition)} | {name: cache.logits(rest) for name, rest in dropped.items()},
+            edit_logits={name: composition.weights[name] * cache.component_logits[name] for name in composition.added},
         )
         shards = {name: ws.load_record(name).shard for name in weights}
         with ws.objects.fetched({name: ws.component_path(name) for name in weights}) as files:

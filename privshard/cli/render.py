@@ -146,9 +146,20 @@ def influence(result: dict[str, Any]) -> RenderableType:
     return _page(
         f"Influence of {len(rows)} components ({_HELD_OUT})",
         _table(headings, rows),
+        _edits(result["edits"]),
         result.get("note"),
         f"Report: {result['html']}" if result.get("html") else None,
     )
+
+
+def _edits(edits: list[dict[str, Any]]) -> RenderableType | None:
+    if not edits:
+        return None
+    rows = [
+        (_id(item["id"]), item["leave_one_out"]["accuracy"], item["leave_one_out"]["mean_logit_shift"])
+        for item in edits
+    ]
+    return _table(("edit", "accuracy without", "mean logit shift"), rows)
 
 
 def predict(result: dict[str, Any]) -> RenderableType:

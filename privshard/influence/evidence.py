@@ -6,7 +6,7 @@ Shapes: S components, B rows, C classes, M coalitions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,8 @@ class Evidence:
     weights: id -> public weight, positive. labels_B: index into `classes`. run_logits: where the logits of a
     composition don't follow from those of its components (averages of displacements that aren't linear), what running
     gave: under None the whole composition's, under an id those of the composition without it. Other subsets are then
-    taken as ensembles, which the averages approximate.
+    taken as ensembles, which the averages approximate. edit_logits: id -> what an edit adds to every composition;
+    base_logits_BC holds all of them.
 
     Anything else is an InputError. Rows are usually held out, personal data: nothing computed from them is covered
     by the guarantee of the components.
@@ -38,6 +39,7 @@ class Evidence:
     labels_B: np.ndarray
     classes: tuple[str, ...]
     run_logits: Mapping[str | None, np.ndarray] | None = None
+    edit_logits: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         base_BC, labels_B = check_rows(self.base_logits_BC, self.labels_B, self.classes)
@@ -52,7 +54,7 @@ class Evidence:
                 )
         if self.run_logits is not None and set(self.run_logits) != {None, *self.weights}:
             raise InputError("Influence: expected the logits of the composition, and of it without each component.")
-        for logits_BC in (self.full_logits_BC, *(self.run_logits or {}).values()):
+        for logits_BC in (self.full_logits_BC, *(self.run_logits or {}).values(), *self.edit_logits.values()):
             check_rows(logits_BC, labels_B, self.classes)
 
     @property
@@ -84,7 +86,9 @@ class Evidence:
         return all(weight == 1.0 / len(self.weights) for weight in self.weights.values())
 
     def logits_without(self, name: str) -> np.ndarray:
-        """Logits of the composition that dropping `name` leaves; of the base where nothing is left."""
+        """Logits of the composition without a component or an edit; of the base where nothing is left."""
+        if name in self.edit_logits:
+            return self.full_logits_BC - self.edit_logits[name]
         if self.run_logits is not None:
             return np.asarray(self.run_logits[name], dtype=np.float64)
         rest = Composition("", self.weights).without({name}).weights

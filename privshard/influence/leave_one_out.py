@@ -1,4 +1,4 @@
-"""What dropping one component would do to accuracy, classes and logits.
+"""What dropping one component or edit would do to accuracy, classes and logits.
 
 Shapes: B rows, C classes.
 """
@@ -17,7 +17,8 @@ def drop_effects(evidence: Evidence, component: str) -> dict[str, Any]:
     """Compare the composition with what dropping `component` leaves; the base, if it is the only one.
 
     Under mean composition the logits without i are f0 + (S zbar - z_i) / (S - 1); in general those of
-    `Composition.without`, summed as a drop sums them, so the accuracy is that of the model after the drop.
+    `Composition.without`, summed as a drop sums them, so the accuracy is that of the model after the drop. An edit
+    takes what it adds with it.
 
     leave_one_out:
     - accuracy: share of rows that the composition without the component gets right

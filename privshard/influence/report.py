@@ -30,6 +30,7 @@ def influence_report(
     - components: [{id, shard, weight, weight_distance, leave_one_out: {accuracy, accuracy_change, mean_logit_shift},
       shapley_accuracy, shapley_accuracy_interval, shapley_logit, per_class: [{class, num_rows, accuracy_with,
       accuracy_without}]}], sorted by shard
+    - edits: [{id, leave_one_out, per_class}], as for components, sorted by id
     - composition: {accuracy, base_accuracy, num_rows}; conflict: {ids, cosine}; note: which rows, which guarantee
     - shapley: {accuracy, logit}, each {method, num_coalitions}
 
@@ -62,6 +63,7 @@ def influence_report(
             }
             for index in order
         ],
+        "edits": [{"id": name, **drop_effects(evidence, name)} for name in sorted(evidence.edit_logits)],
         "composition": {
             "accuracy": mean_or_none(correct_rows(evidence.full_logits_BC, evidence.labels_B)),
             "base_accuracy": mean_or_none(correct_rows(evidence.base_logits_BC, evidence.labels_B)),

@@ -38,6 +38,7 @@ def influence_page(
         facts=_facts(report),
         summary=_summary(components, labels) if measured else None,
         rows=[_row(item, label) for item, label in zip(components, labels, strict=True)],
+        edits=[_edit_row(item) for item in report["edits"]],
         estimated=(report["shapley"]["accuracy"] or {}).get("method") == "antithetic_permutations",
         bars=_bars(components, labels) if measured else None,
         num_bars=min(MAX_BARS, len(components)),
@@ -103,6 +104,17 @@ def _row(item: Mapping[str, Any], label: str) -> dict[str, Any]:
         "shapley": points(item["shapley_accuracy"]),
         "interval": f"{points(interval[0])} to {points(interval[1])}" if interval else "",
         "shapley_logit": signed(item["shapley_logit"], digits=3),
+    }
+
+
+def _edit_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the edits' table, in words."""
+    left_out = item["leave_one_out"]
+    return {
+        "id": item["id"],
+        "accuracy": percent(left_out["accuracy"]),
+        "change": points(left_out["accuracy_change"]),
+        "shift": plain(left_out["mean_logit_shift"]),
     }
 
 

@@ -65,7 +65,7 @@ def ws(seeded_workspace) -> str:
     return str(seeded_workspace)
 
 
-def test_an_edit_makes_its_image_right_and_reverting_restores_every_bit(ws, picture):
+def test_an_edit_makes_its_image_right_and_reverting_restores_every_bit(ws, picture, tmp_path):
     images = [picture(row) for row in range(100, 106)]
     before, told = logits(ws, images), evaluate(ws)["metrics"]
     label = wrong_label(label_of(ws, images[0]))
@@ -75,7 +75,10 @@ def test_an_edit_makes_its_image_right_and_reverting_restores_every_bit(ws, pict
     assert result["cost"]["num_neurons"] == round(0.25 * 2 * 768)
     assert not np.array_equal(logits(ws, images), before)
     assert verify(ws)["ok"]
-    influence(ws)
+    (found,) = check(influence(ws, html=str(tmp_path / "i.html")), "influence")["edits"]
+    assert (found["id"], found["leave_one_out"]["accuracy"]) == (result["edit"], told["accuracy"])
+    assert found["leave_one_out"]["mean_logit_shift"] > 0
+    assert "Each edit" in (tmp_path / "i.html").read_text()
     back = check(edit_revert(ws, edits=[result["edit"][:8]]), "edit_revert")
     assert back["reverted"] == [result["edit"]]
     assert np.array_equal(logits(ws, images), before)

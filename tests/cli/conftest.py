@@ -100,6 +100,7 @@ RESULTS: dict[str, dict[str, Any]] = {
                 "per_class": [{"class": "7", "num_rows": 2, "accuracy_with": 0.5, "accuracy_without": None}],
             }
         ],
+        "edits": [],
         "composition": {"accuracy": 0.9375, "base_accuracy": 0.125, "num_rows": 160},
         "conflict": {"ids": ["a" * 64], "cosine": [[1.0]]},
         "shapley": {"accuracy": {"method": "exact", "num_coalitions": 2}, "logit": None},

@@ -45,6 +45,7 @@ def _report(count: int = 3, *, rows: int = 50, classes=("ant", "bee"), estimated
             }
             for index in range(count)
         ],
+        "edits": [],
         "composition": {
             "accuracy": 0.8 if known else None,
             "base_accuracy": 0.5 if known else None,
