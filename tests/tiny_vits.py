@@ -30,12 +30,13 @@ FAMILIES: dict[str, tuple[str, dict]] = {
         {"global_pool": "avg", "class_token": False, "init_values": 0.1, "fc_norm": True, "final_norm": True},
     ),
 }
+TWO_HEADS = {"distilled": ("deit_tiny_distilled_patch16_224", {})}  # each reads a token of its own
 CLASS_ROW = ("vit", "relu", "no_qkv_bias", "no_proj_bias", "deit3", "dinov2", "registers", "clip")
 
 
 def tiny_vit(family: str = "vit", *, dtype: torch.dtype = torch.float64, **overrides) -> nn.Module:
     """The model of a family: width 24, three blocks, 4 patches, every parameter at random."""
-    name, args = FAMILIES[family]
+    name, args = (FAMILIES | TWO_HEADS)[family]
     shape = {"img_size": 32, "embed_dim": 24, "depth": 3, "num_classes": NUM_CLASSES}
     model = timm.create_model(name, **{**shape, **args, **overrides})
     generator = torch.Generator().manual_seed(zlib.crc32(family.encode()))

@@ -35,8 +35,9 @@ _STEPS = 8
 def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write."""
     options = _options(given)
-    device, num, blocks = options.device, options.batch, options.blocks
+    device, num = options.device, options.batch
     view = random_vit(options.model, device=device)
+    blocks = len(view.blocks) if options.blocks == "all" else options.blocks  # its peers leave the embeddings too
     engine = tangent_engine(view, blocks=blocks)
     constants = make_constants(engine, view, num, device=device)
     floor_s = _floor(engine, constants, device=device, num=num)

@@ -143,6 +143,7 @@ def plain_edits(store: ObjectStore, *, base: str) -> dict[str, sparse.SparseEdit
 
 def _plain(path: str, model: str) -> Target:
     base = load_plain(path, model=model)
+    _check_heads(base)
     flags = ExecutionFlags()
     device, store = worker.pick_device(flags), plain_store(path)
     base.view.to(device)
@@ -159,6 +160,14 @@ def _plain(path: str, model: str) -> Target:
     )
 
 
+def _check_heads(base: Base) -> None:
+    if base.view.head_dist is not None:
+        raise InputError(
+            f"head_dist: expected a model with one head to edit, got {base.spec.model} with two.",
+            remedy="Edit a model without a distillation token.",
+        )
+
+
 def _of_workspace(workspace: Workspace) -> Target:
     setup, model = Setup.load(workspace), current_model(workspace)
     if setup.method.name != "tangent":
@@ -167,9 +176,16 @@ def _of_workspace(workspace: Workspace) -> Target:
             f"{setup.method.name}.",
             remedy="Edit a workspace that was trained with method.name=tangent, or a plain model file.",
         )
+    if setup.method.options.get("blocks") == "all":
+        raise InputError(
+            f"Workspace {workspace.root}: expected a number of linearized blocks, got all, which moves the embeddings "
+            "too: they come before what an edit computes once.",
+            remedy="Edit a workspace that was trained with as many blocks as there are, or fewer.",
+        )
     flags = flags_of(stored_recipe(workspace))
     device = worker.pick_device(flags)
     base = worker.open_base(setup.base, None, digest=setup.base_digest)
+    _check_heads(base)
     base.view.to(device)
     weights = model.composition.averaged
     with workspace.objects.fetched({name: workspace.component_path(name) for name in weights}) as files:

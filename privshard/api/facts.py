@@ -89,6 +89,7 @@ def training_report(workspace: Workspace, setup: Setup) -> dict[str, Any]:
         "workspace": workspace.root,
         "model": version_name(model.version),
         "base": {"name": setup.base.model, "digest": setup.base_digest},
+        "method": _method(setup),
         "components": [
             {"id": r.id, "shard": r.shard, "epsilon": r.spend.epsilon, "delta": r.spend.delta}
             for r in sorted(records, key=lambda record: record.shard)
@@ -103,6 +104,12 @@ def training_report(workspace: Workspace, setup: Setup) -> dict[str, Any]:
     }
 
 
+def _method(setup: Setup) -> dict[str, Any]:
+    """The method, its options, and where it has several engines the one that computes it."""
+    engine = {} if setup.engine is None else {"engine": setup.engine}
+    return {"name": setup.method.name, **setup.method.options, **engine}
+
+
 def plan_report(recipe: Recipe, setup: Setup, *, workspace: str, counted: bool) -> dict[str, Any]:
     """The contract's `train --dry-run` object."""
     from privshard.privacy.statement import statement
@@ -115,7 +122,7 @@ def plan_report(recipe: Recipe, setup: Setup, *, workspace: str, counted: bool) 
     return {
         "workspace": workspace,
         "base": {"name": setup.base.model, "digest": setup.base_digest},
-        "method": {"name": setup.method.name, **setup.method.options},
+        "method": _method(setup),
         "shards": setup.num_shards,
         "noise": shown,
         "privacy": {

@@ -13,6 +13,7 @@ from privshard.adaptation.gift.spec import GiftSpec
 from privshard.adaptation.lora import LoraAdapter
 from privshard.adaptation.method import AdapterMethod
 from privshard.adaptation.prompts import PromptsAdapter
+from privshard.core.errors import InputError
 from privshard.core.jobs import MethodSpec
 from privshard.core.method import Method
 from privshard.models.vit import ViTView
@@ -41,6 +42,16 @@ _FACTORIES: Mapping[str, Callable[[ViTView, Mapping[str, Any]], Method]] = {
 }
 
 
+def engine_of(method: Method) -> str | None:
+    """Which engine computes a method that has several, and why it was taken, for people; None for the others."""
+    return getattr(method, "engine", None)
+
+
 def make_method(spec: MethodSpec, view: ViTView) -> Method:
-    """The method that `spec` names, on this base."""
+    """The method that `spec` names, on this base. InputError where it doesn't know all of the base's heads."""
+    if view.head_dist is not None and spec.name != "tangent":
+        raise InputError(
+            f"head_dist: expected a base with one head for the method {spec.name}, got a distilled one with two.",
+            remedy="Use the method tangent, or a base without a distillation token.",
+        )
     return _FACTORIES[spec.name](view, spec.options)

@@ -22,6 +22,7 @@ class Predictor:
         from privshard.api import worker
         from privshard.api.composed import displacements
         from privshard.api.methods import make_method
+        from privshard.composition.inference import ComposedModel
 
         with Workspace.open(workspace) as ws:
             setup, model = Setup.load(ws), current_model(ws)
@@ -30,8 +31,10 @@ class Predictor:
             self._flags = flags_of(stored_recipe(ws))
             self._device = worker.pick_device(self._flags)
             self._base = worker.open_base(setup.base, None, digest=setup.base_digest)
-            self._method = make_method(setup.method, self._base.view.to(self._device))
-            self._parts = displacements(ws, model.composition, method=self._method, device=self._device)
+            view = self._base.view.to(self._device)
+            method = make_method(setup.method, view)
+            parts = displacements(ws, model.composition, method=method, device=self._device)
+            self._composed = ComposedModel(method, model=view.model, parts=parts)
 
     def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
         """For each encoded image its label, the label's probability, and the probability of every class."""
@@ -41,9 +44,9 @@ class Predictor:
 
         found: list[list[float]] = []
         for batch in image_batches(images, transform=self._base.transform, batch_size=self._flags.micro_batch):
-            encoded = self._method.encode(batch.to(self._device))
-            parts = [weight * self._method.logits(encoded, moved).double() for weight, moved in self._parts]
-            found += torch.softmax(torch.stack(parts).sum(0), dim=1).tolist()
+            with torch.no_grad():
+                logits_BC = self._composed(batch.to(self._device))
+            found += torch.softmax(logits_BC.double(), dim=1).tolist()
         return [self._named(row) for row in found]
 
     def _named(self, row: Sequence[float]) -> dict[str, Any]:

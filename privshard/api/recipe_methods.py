@@ -18,10 +18,10 @@ class MethodOptions(BaseModel):
 
 
 class TangentOptions(MethodOptions):
-    """The linearized transformer: how many of its last blocks move besides the head."""
+    """The linearized transformer: how many of its last blocks move besides the head; "all" moves its embeddings too."""
 
     blocks: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        default=1, description="a whole number of last blocks, 1 or more, or all"
+        default=1, description="a whole number of last blocks, 1 or more, or all (the stem too)"
     )
 
 

@@ -26,7 +26,8 @@ class Setup:
 
     spends: cumulative epsilon of a shard after 1, 2, … trainings, up to the limit (None entries: no differential
     privacy). limit: the most epsilon a shard may ever spend. classes_public: False where the classes were read from
-    the rows, which only happens without differential privacy.
+    the rows, which only happens without differential privacy. engine: what computes the method and why, for people; it
+    decides nothing.
     """
 
     recipe_digest: str
@@ -40,6 +41,7 @@ class Setup:
     spends: tuple[float | None, ...]
     num_shards: int
     classes_public: bool = True
+    engine: str | None = None
 
     def spend(self, trainings: int) -> PrivacySpend:
         """What a shard has spent after that many trainings."""
@@ -115,7 +117,7 @@ def make_setup(
     recipe: Recipe, *, classes: tuple[str, ...], nominal: float, count_noise_multiplier: float | None
 ) -> Planned:
     """Calibrate the mechanism and load the base; nothing is written. Raises before any private row is used."""
-    from privshard.api.methods import make_method
+    from privshard.api.methods import engine_of, make_method
     from privshard.models.base import load_base
     from privshard.privacy.accounting import epsilon as epsilon_of
     from privshard.privacy.budget import epsilon_limit
@@ -153,6 +155,7 @@ def make_setup(
         spends=tuple(spends),
         num_shards=recipe.shards,
         classes_public=constants.public_classes(recipe) is not None,
+        engine=engine_of(method),
     )
     return Planned(setup, base)
 

@@ -17,6 +17,7 @@ def train(result: dict[str, Any]) -> RenderableType:
     rows = [(item["shard"], _id(item["id"]), _epsilon(item["epsilon"]), item["delta"]) for item in result["components"]]
     return _page(
         f"Trained model {result['model']} on base {result['base']['name']} in {result['workspace']}",
+        f"Method: {', '.join(f'{key} {value}' for key, value in result['method'].items())}",
         _table(("shard", "component", "epsilon", "delta"), rows),
         f"Metrics ({_HELD_OUT}): {_numbers(result['metrics'])}",
         f"Time: {_numbers(result['timing_s'], unit=' s')}",

@@ -142,6 +142,9 @@ class _SlotDelta:
     def scale(self, name: str, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
+    def added(self, name: str, like_BMD: Tensor) -> Tensor:
+        return torch.zeros_like(like_BMD)
+
 
 def _block(block: BlockView, x_BND: Tensor, moved: Moved) -> Tensor:
     """One block; its attention is left to its own module where nothing in it moves."""

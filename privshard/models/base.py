@@ -64,9 +64,12 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
         load_strictly(model, weights, source=spec.weights)
         _check_header(spec, weights)
     if state is None:
-        head = seeded_head(spec.num_classes, model.embed_dim, seed=spec.head_seed, std=spec.head_std)
-        for parameter, value in zip(model.head.parameters(), head, strict=True):
-            parameter.data.copy_(value)
+        for number, head in enumerate(view.heads):
+            drawn = seeded_head(
+                spec.num_classes, model.embed_dim, seed=spec.head_seed, std=spec.head_std, number=number
+            )
+            for parameter, value in zip(head.parameters(), drawn, strict=True):
+                parameter.data.copy_(value)
     else:
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
     freeze(model)
@@ -187,4 +190,4 @@ def load_strictly(
 
 
 def _in_head(name: str) -> bool:
-    return name.startswith("head.")
+    return name.startswith(("head.", "head_dist."))

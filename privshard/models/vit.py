@@ -12,6 +12,7 @@ from typing import Any
 import timm.layers as timm_layers
 import torch
 from timm.layers import global_pool_nlc
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -78,18 +79,34 @@ class BlockView:
 
 @dataclass(frozen=True, eq=False)
 class ViTView:
-    """A vision transformer seen as stem, blocks, final norm, pooling, pooled norm, head. D width, N tokens."""
+    """A vision transformer seen as stem, blocks, final norm, pooling, pooled norm, head. D width, N tokens.
+
+    head_dist: the head of a distilled model, which reads the second token; the logits are then the mean of both heads'.
+    """
 
     model: VisionTransformer
     blocks: tuple[BlockView, ...]
     norm: nn.LayerNorm | None
     fc_norm: nn.LayerNorm | None
     head: nn.Linear
+    head_dist: nn.Linear | None = None
+
+    @property
+    def heads(self) -> tuple[nn.Linear, ...]:
+        """The head, and that of a distilled model's second token."""
+        return (self.head,) if self.head_dist is None else (self.head, self.head_dist)
+
+    @property
+    def num_read(self) -> int | None:
+        """How many leading tokens the heads read; None where they read a mean over tokens."""
+        if self.model.global_pool != "token" or self.model.cls_token is None:
+            return None
+        return 1 if self.head_dist is None else 2
 
     @property
     def pools_class_token(self) -> bool:
         """Whether the head reads the class token alone."""
-        return self.model.global_pool == "token" and self.model.cls_token is not None
+        return self.num_read == 1
 
     def to(self, device: str) -> ViTView:
         """This view, with the model moved to `device` in place."""
@@ -127,13 +144,13 @@ class ViTView:
         named: dict[str, nn.Module] = {}
         for block in self.blocks[first_block:]:
             named |= {f"{block.name}.{name}": part for name, part in block.parts().items()}
-        tail = {"norm": self.norm, "fc_norm": self.fc_norm, "head": self.head}
+        tail = {"norm": self.norm, "fc_norm": self.fc_norm, "head": self.head, "head_dist": self.head_dist}
         return named | {name: part for name, part in tail.items() if part is not None}
 
 
 def view_vit(model: nn.Module) -> ViTView:
     """See `model` as a `ViTView`, or raise InputError naming the first part that the rules do not cover."""
-    if type(model) is not VisionTransformer:
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
         raise InputError(
             f"model: expected a timm VisionTransformer, got {type(model).__module__}.{type(model).__qualname__}.",
             remedy="Use a pre-norm vision transformer of timm, such as vit_small_patch16_224.",
@@ -143,13 +160,16 @@ def view_vit(model: nn.Module) -> ViTView:
             f"model.global_pool: expected class token or average pooling, got {model.global_pool!r}.",
             remedy="Create the model with global_pool='token' or 'avg'.",
         )
+    assert isinstance(model, VisionTransformer)
+    distilled = isinstance(model, VisionTransformerDistilled)
     blocks = tuple(_view_block(f"blocks.{index}", block) for index, block in enumerate(model.blocks))  # pyright: ignore
     return ViTView(
         model=model,
         blocks=blocks,
         norm=_optional("norm", model.norm, _NORM),
-        fc_norm=_optional("fc_norm", model.fc_norm, _NORM),
+        fc_norm=None if distilled else _optional("fc_norm", model.fc_norm, _NORM),
         head=_required("head", model.head, _LINEAR),
+        head_dist=_required("head_dist", model.head_dist, _LINEAR) if distilled else None,
     )
 
 
@@ -209,7 +229,10 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def seeded_head(num_classes: int, width: int, *, seed: int, std: float) -> tuple[Tensor, Tensor]:
-    """The public starting head: weight (C, D) normal with standard deviation `std` from `seed`, bias zero."""
+def seeded_head(num_classes: int, width: int, *, seed: int, std: float, number: int = 0) -> tuple[Tensor, Tensor]:
+    """The public starting head: weight (C, D) normal with standard deviation `std` from `seed`, bias zero. number: of
+    the head, where there are several; each has the draws that follow the one before."""
     generator = torch.Generator().manual_seed(seed)
+    for _ in range(number):
+        torch.randn(num_classes, width, generator=generator)
     return torch.randn(num_classes, width, generator=generator) * std, torch.zeros(num_classes)

@@ -4,7 +4,7 @@ The model is linear in its displacement, so the gradient of an example is J(x)^T
 network at w0 with cotangent r on the logits. One pull through the primal, seen layer by layer, gives every factor, and
 the primal that carried the tangent forward serves it too.
 
-B batch, N tokens, D width, C classes.
+B batch, N tokens, D width, C classes, T patches, P numbers of a patch.
 """
 
 from __future__ import annotations
@@ -17,40 +17,62 @@ from torch import Tensor, nn
 
 from privshard.core.displacement import Space
 from privshard.core.method import Constants, Pullback
+from privshard.models.stem import StemView
 from privshard.models.vit import ViTView
 from privshard.tangent.center import feature_radius, uncenter_head
-from privshard.tangent.dual import Dual, Pull, StoredDelta
-from privshard.tangent.linearize import parameter_shapes
+from privshard.tangent.dual import Dual, Pull, StoredDelta, Stream
+from privshard.tangent.linearize import moved_shapes
 from privshard.tangent.places import Direct, Outer, Places
 
 
 class BlockEngine:
-    """`privshard.core.method.Method` of the linearized last blocks; constants are the tokens that enter them."""
+    """`privshard.core.method.Method` of the linearized last blocks; constants are the tokens that enter them.
+
+    With a `stem` the embeddings are linearized too, and constants are the patches of the images. why: what the
+    class-row form doesn't fit, for people.
+    """
 
     name = "tangent"
     space: Space = "tangent"
     batch_scale = 1
     compiled_after = 100_000
-    wide = frozenset({"tokens"})
     indexed: frozenset[str] = frozenset()
 
-    def __init__(self, view: ViTView, *, first_block: int, center_D: Tensor | float = 0.0) -> None:
+    def __init__(
+        self,
+        view: ViTView,
+        *,
+        first_block: int,
+        stem: StemView | None = None,
+        center_D: Tensor | float = 0.0,
+        why: str = "asked for",
+    ) -> None:
         self._view = view
         self._first = first_block
+        self._stem = stem
         self._center_D = center_D
+        self._why = why
+        self._constant = "tokens" if stem is None else "patches"
+        self.wide = frozenset({self._constant})
         self.radius = feature_radius(view)
+
+    @property
+    def engine(self) -> str:
+        """Which engine this is and why it was taken, for people."""
+        return f"k-block ({self._why})"
 
     @torch.no_grad()
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""
-        tokens_BND = constants["tokens"]
-        narrow = tokens_BND.dtype == torch.bfloat16
-        with torch.autocast(tokens_BND.device.type, dtype=torch.bfloat16, enabled=narrow):
-            return Dual([]).tail(self._view, tokens_BND, first_block=self._first)[1]
+        x = constants[self._constant]
+        narrow = x.dtype == torch.bfloat16
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=narrow):
+            return self._run(Dual([]), x)[1]
 
     def centered(self, mean_D: Tensor) -> BlockEngine:
         """This method, with the head's input centred by `mean_D`."""
-        return BlockEngine(self._view, first_block=self._first, center_D=mean_D.to(self._view.head.weight))
+        center_D = mean_D.to(self._view.head.weight)
+        return BlockEngine(self._view, first_block=self._first, stem=self._stem, center_D=center_D, why=self._why)
 
     def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
         """Back to the coordinates of the base."""
@@ -58,41 +80,50 @@ class BlockEngine:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape."""
-        return parameter_shapes(self._view.parts(self._first))
+        return moved_shapes(self._view, first_block=self._first, stem=self._stem)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Constants:
-        """tokens (B, N, D) that enter the first linearized block."""
+        """tokens (B, N, D) that enter the first linearized block; with a stem, patches (B, T, P)."""
+        if self._stem is not None:
+            return {"patches": self._stem.patches(images)}
         return {"tokens": self._view.tokens(images, first_block=self._first)}
 
     @torch.no_grad()
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """f(x; w0) + J(x) D, (B, C)."""
-        return self._tail(constants, displacement)[0]
+        return self._moved(constants, displacement)[0]
 
     @torch.no_grad()
     def pull(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
         """Logits, and the pullback on the same primal."""
-        logits_BC, pull = self._tail(constants, displacement)
-        return logits_BC, partial(self._pulled, pull, constants["tokens"].dtype)
+        logits_BC, pull = self._moved(constants, displacement)
+        return logits_BC, partial(self._pulled, pull, constants[self._constant].dtype)
 
+    @torch.no_grad()
     def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Places:
         """J(x)^T r in factors; it doesn't depend on the displacement."""
-        with torch.no_grad():
-            _, _, pull = Dual([]).tail(self._view, constants["tokens"], first_block=self._first)
-            return self._pulled(pull, constants["tokens"].dtype, cotangent_BC)
+        x = constants[self._constant]
+        return self._pulled(self._run(Dual([]), x)[2], x.dtype, cotangent_BC)
 
-    def _tail(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pull]:
+    def _moved(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pull]:
         delta = StoredDelta(displacement, head_center_D=self._center_D)
-        out, _, pull = Dual([delta]).tail(self._view, constants["tokens"], first_block=self._first)
+        out, _, pull = self._run(Dual([delta]), constants[self._constant])
         assert out.dxs[0] is not None
         return out.x + out.dxs[0], pull
+
+    def _run(self, dual: Dual, x: Tensor) -> tuple[Stream, Tensor, Pull]:
+        return dual.evaluate(self._view, x, first_block=self._first, stem=self._stem)
 
     @torch.no_grad()
     def _pulled(self, pull: Pull, dtype: torch.dtype, cotangent_BC: Tensor) -> Places:
         found: list[Outer | Direct] = []
 
-        def collect(name: str, module: nn.Module, factor: Tensor, back: Tensor) -> None:
+        def collect(name: str, module: nn.Module | nn.Parameter, factor: Tensor | None, back: Tensor) -> None:
+            if factor is None:
+                assert isinstance(module, nn.Parameter)
+                found.append(Direct(name, back.flatten(1).to(dtype), tuple(module.shape)))
+                return
             factor = factor - self._center_D if name == "head" else factor
             found.extend(_places(name, module, factor.to(dtype), back.to(dtype)))
 
@@ -100,12 +131,13 @@ class BlockEngine:
         return Places(found)
 
 
-def _places(name: str, module: nn.Module, factor: Tensor, back: Tensor) -> list[Outer | Direct]:
+def _places(name: str, module: nn.Module | nn.Parameter, factor: Tensor, back: Tensor) -> list[Outer | Direct]:
     """The places of one layer, from what its parameters multiply and the gradient of its output."""
     bias = [] if getattr(module, "bias", None) is None else [Direct(f"{name}.bias", _total(back))]
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
         tokens = (back, factor) if back.ndim == 3 else (back.unsqueeze(1), factor.unsqueeze(1))
-        return [Outer(f"{name}.weight", tokens[0].unsqueeze(2), tokens[1].unsqueeze(2)), *bias]
+        shape = tuple(module.weight.shape) if isinstance(module, nn.Conv2d) else None
+        return [Outer(f"{name}.weight", tokens[0].unsqueeze(2), tokens[1].unsqueeze(2), shape), *bias]
     suffix = "weight" if isinstance(module, nn.LayerNorm) else "gamma"
     return [Direct(f"{name}.{suffix}", _total(back * factor)), *bias]
 

@@ -16,9 +16,9 @@ from privshard.models.vit import ViTView
 
 def feature_radius(view: ViTView) -> float | None:
     """The root mean square norm of a feature g * n + c whose normalized n has variance one in every direction:
-    a public constant of the base. None without a final norm or without a bias in the head."""
+    a public constant of the base. None without a final norm, without a bias in the head, and for two heads."""
     norm = view.fc_norm if view.fc_norm is not None else view.norm
-    if norm is None or view.head.bias is None:
+    if norm is None or view.head.bias is None or view.head_dist is not None:
         return None
     weight_D, bias_D = norm.weight.detach().double(), norm.bias.detach().double()
     return float((weight_D.square().sum() + bias_D.square().sum()).sqrt())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from privshard.core.displacement import Space
 from privshard.core.method import ROWS, Constants
+from privshard.models.stem import StemView
 from privshard.models.vit import BlockView, ViTView
 from privshard.tangent import rules
 from privshard.tangent.center import feature_radius, uncenter_head
@@ -25,17 +26,30 @@ from privshard.tangent.linearize import parameter_shapes
 from privshard.tangent.places import Direct, Outer, Places
 
 
-def fits_class_row(view: ViTView, *, first_block: int) -> bool:
-    """Whether the graph has the form this engine needs: one block, class token, plain attention."""
-    block = view.blocks[-1]
-    plain = all(part is None for part in (block.q_norm, block.k_norm, block.attn_norm, block.mlp_norm, view.fc_norm))
-    return first_block == len(view.blocks) - 1 and view.pools_class_token and plain and view.norm is not None
+def misfit(view: ViTView, *, first_block: int, stem: StemView | None = None) -> str | None:
+    """What of the graph doesn't have the form that this engine needs, one block with plain attention whose class token
+    alone is read, by its path; None where it fits."""
+    block, num_linearized = view.blocks[-1], len(view.blocks) - first_block
+    if stem is not None:
+        return "embeddings and all blocks are linearized"
+    if num_linearized > 1:
+        return f"{num_linearized} blocks are linearized"
+    if not view.pools_class_token:
+        return "head_dist reads the distillation token" if view.head_dist else "the head reads a mean over tokens"
+    inside = {"attn.q_norm": block.q_norm, "attn.k_norm": block.k_norm, "attn.norm": block.attn_norm}
+    inside |= {"mlp.norm": block.mlp_norm}
+    odd = [f"{block.name}.{name}" for name, part in inside.items() if part is not None]
+    odd += ["fc_norm"] if view.fc_norm is not None else []
+    if odd:
+        return f"{odd[0]} is another norm"
+    return "there is no final norm" if view.norm is None else None
 
 
 class ClassRowEngine:
     """`privshard.core.method.Method` of one linearized block with class-token pooling."""
 
     name = "tangent"
+    engine = "class-row"
     space: Space = "tangent"
     compiled_after = 20_000_000
     wide = frozenset({"n1", "probs", "mean", "q", "o", "z1", "n2", "h", "z2"})

@@ -1,6 +1,6 @@
-"""The dual stream of the last blocks and the head: the primal once, any number of tangents beside it, cotangents back.
+"""The dual stream of stem, blocks and head: the primal once, any number of tangents beside it, cotangents back.
 
-B batch, N tokens, D width, H heads, E head width, C classes.
+B batch, N tokens, D width, H heads, E head width, C classes, T patches, P numbers of a patch.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from privshard.models.stem import StemView
 from privshard.models.vit import BlockView, ViTView
 from privshard.tangent import rules
 
 
 class Delta(Protocol):
-    """The trainable displacement, as the three ways in which a layer's own parameters act on its primal input."""
+    """The trainable displacement, as the ways in which a layer's own parameters act on its primal input."""
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """dW x + db."""
@@ -31,6 +33,10 @@ class Delta(Protocol):
         """dgamma * x."""
         ...
 
+    def added(self, name: str, like_BMD: Tensor) -> Tensor:
+        """dp (1 or B, M, D), of a parameter that is added to rows, in the type of `like_BMD`."""
+        ...
+
 
 @dataclass(frozen=True)
 class StoredDelta:
@@ -42,13 +48,16 @@ class StoredDelta:
     def linear(self, name: str, x: Tensor) -> Tensor:
         if name == "head":
             x = x - self.head_center_D
-        return self._affine(x @ self.tensors[f"{name}.weight"].to(x.dtype).mT, name, x.dtype)
+        return self._affine(x @ self.tensors[f"{name}.weight"].to(x.dtype).flatten(1).mT, name, x.dtype)
 
     def norm(self, name: str, x: Tensor, n: Tensor) -> Tensor:
         return self._affine(n * self.tensors[f"{name}.weight"].to(n.dtype), name, n.dtype)
 
     def scale(self, name: str, x: Tensor) -> Tensor:
         return x * self.tensors[f"{name}.gamma"].to(x.dtype)
+
+    def added(self, name: str, like_BMD: Tensor) -> Tensor:
+        return self.tensors[name].to(like_BMD.dtype)
 
     def _affine(self, product: Tensor, name: str, dtype) -> Tensor:
         bias = self.tensors.get(f"{name}.bias")
@@ -57,9 +66,9 @@ class StoredDelta:
 
 class Collector(Protocol):
     """Is shown every parameter as cotangents come back: the layer, what its parameter multiplies, the cotangent of
-    its output."""
+    its output. A parameter that is added to rows is its own layer, and multiplies nothing (None)."""
 
-    def __call__(self, name: str, module: nn.Module, factor: Tensor, back: Tensor) -> None: ...
+    def __call__(self, name: str, module: nn.Module | nn.Parameter, factor: Tensor | None, back: Tensor) -> None: ...
 
 
 Pull = Callable[[Tensor, Collector], Tensor]
@@ -83,18 +92,65 @@ class Dual:
     def __init__(self, deltas: Sequence[Delta]) -> None:
         self._deltas = deltas
 
-    def tail(self, view: ViTView, tokens_BND: Tensor, *, first_block: int) -> tuple[Stream, Tensor, Pull]:
-        """From the tokens that enter block `first_block` to the logits (B, C) and their tangents; the feature (B, D)
-        that enters the head; the pull from logits to tokens."""
-        at = Stream(tokens_BND, (None,) * len(self._deltas))
+    def start(self, x: Tensor) -> Stream:
+        """A value on which no delta has acted yet."""
+        return Stream(x, (None,) * len(self._deltas))
+
+    def evaluate(
+        self, view: ViTView, x: Tensor, *, first_block: int, stem: StemView | None = None
+    ) -> tuple[Stream, Tensor, Pull]:
+        """What `tail` gives, from tokens that enter block `first_block`; with a stem, from patches that enter it."""
+        if stem is None:
+            return self.tail(view, x, first_block=first_block)
+        tokens, pull_stem = self.stem(stem, x)
+        out, feature_BD, pull_tail = self.tail(view, tokens, first_block=0)
+
+        def pull(b_BC: Tensor, collect: Collector) -> Tensor:
+            return pull_stem(pull_tail(b_BC, collect), collect)
+
+        return out, feature_BD, pull
+
+    def stem(self, view: StemView, patches_BTP: Tensor) -> tuple[Stream, Pull]:
+        """From patches to the tokens (B, N, D) that enter the first block. The pull ends at the parameters: what it
+        returns is the cotangent of the embedded patches."""
+        at, pull_proj = self._linear("patch_embed.proj", view.proj, self.start(patches_BTP), to_input=False)
+        pulls = [pull_proj]
+        if view.patch_norm is not None:
+            at, pull = self._norm("patch_embed.norm", view.patch_norm, at)
+            pulls.append(pull)
+        at = _each(at, lambda x_BTD: F.pad(x_BTD, (0, 0, view.num_prefix, 0)))
+        for part in view.added:
+            rows = (0, 0, part.first, at.x.shape[1] - part.first - part.value.shape[1])
+            like_BMD = part.value.to(at.x.dtype).expand(at.x.shape[0], -1, -1)
+            dxs = self._tangents(at, lambda dx: dx, lambda d, p=part, r=rows, v=like_BMD: F.pad(d.added(p.name, v), r))
+            at = Stream(at.x + F.pad(like_BMD, rows), dxs)
+
+        def pull_added(b_BND: Tensor, collect: Collector) -> Tensor:
+            for part in view.added:
+                collect(part.name, part.value, None, b_BND[:, part.first : part.first + part.value.shape[1]])
+            return b_BND[:, view.num_prefix :]
+
+        pulls.append(pull_added)
+        if view.norm_pre is not None:
+            at, pull = self._norm("norm_pre", view.norm_pre, at)
+            pulls.append(pull)
+        return at, _chain(pulls)
+
+    def tail(self, view: ViTView, at: Tensor | Stream, *, first_block: int) -> tuple[Stream, Tensor, Pull]:
+        """From the tokens (B, N, D) that enter block `first_block` to the logits (B, C) and their tangents; the feature
+        (B, D) that enters the head; the pull from logits to tokens."""
+        at = self.start(at) if isinstance(at, Tensor) else at
         pulls: list[Pull] = []
         for index, block in enumerate(view.blocks[first_block:], start=first_block):
             last = index == len(view.blocks) - 1
-            at, pull = self.block(block, at, num_queries=1 if last and view.pools_class_token else None)
+            at, pull = self.block(block, at, num_queries=view.num_read if last else None)
             pulls.append(pull)
         if view.norm is not None:
             at, pull = self._norm("norm", view.norm, at)
             pulls.append(pull)
+        if view.head_dist is not None:
+            at, feature_BD, pull = self._two_heads(view.head, view.head_dist, at)
+            return at, feature_BD, _chain([*pulls, pull])
         num_tokens = at.x.shape[1]
         at = _each(at, (lambda x: x[:, 0]) if view.pools_class_token else view.pool)
         pulls.append(lambda b_BD, _: view.unpool(b_BD, num_tokens=num_tokens))
@@ -104,6 +160,18 @@ class Dual:
         feature_BD = at.x
         at, pull = self._linear("head", view.head, at)
         return at, feature_BD, _chain([*pulls, pull])
+
+    def _two_heads(self, head: nn.Linear, head_dist: nn.Linear, at: Stream) -> tuple[Stream, Tensor, Pull]:
+        """The mean of what one head says of row 0 and another of row 1, as timm's distilled models have it; the mean
+        of both rows is the feature."""
+        feature_BD = at.x.mean(dim=1)
+        one, pull_one = self._linear("head", head, _each(at, lambda x: x[:, 0]))
+        two, pull_two = self._linear("head_dist", head_dist, _each(at, lambda x: x[:, 1]))
+
+        def pull(b_BC: Tensor, collect: Collector) -> Tensor:
+            return torch.stack([pull_one(b_BC / 2, collect), pull_two(b_BC / 2, collect)], dim=1)
+
+        return _each(_add(one, two), lambda logits_BC: logits_BC / 2), feature_BD, pull
 
     def block(self, view: BlockView, at: Stream, *, num_queries: int | None = None) -> tuple[Stream, Pull]:
         """One block. `num_queries` keeps only that many leading rows after attention's keys and values."""
@@ -170,15 +238,17 @@ class Dual:
 
         return joined, pull
 
-    def _linear(self, name: str, module: nn.Linear, at: Stream) -> tuple[Stream, Pull]:
-        x = at.x
-        dxs = self._tangents(at, lambda dx: dx @ module.weight.mT, lambda d: d.linear(name, x))
+    def _linear(
+        self, name: str, module: nn.Linear | nn.Conv2d, at: Stream, *, to_input: bool = True
+    ) -> tuple[Stream, Pull]:
+        x, weight = at.x, module.weight.flatten(1)
+        dxs = self._tangents(at, lambda dx: dx @ weight.mT, lambda d: d.linear(name, x))
 
         def pull(b: Tensor, collect: Collector) -> Tensor:
             collect(name, module, x, b)
-            return b @ module.weight
+            return b @ weight if to_input else b
 
-        return Stream(module(x), dxs), pull
+        return Stream(F.linear(x, weight, module.bias), dxs), pull
 
     def _norm(self, name: str, module: nn.LayerNorm, at: Stream) -> tuple[Stream, Pull]:
         n, rstd = rules.normalize(at.x, module.eps)

@@ -11,20 +11,22 @@ from torch import Tensor, nn
 from privshard.core.digest import tensors_digest
 from privshard.core.displacement import Displacement
 from privshard.core.errors import InputError
+from privshard.models.stem import StemView, view_stem
 from privshard.models.vit import ViTView, freeze, view_vit
 from privshard.tangent.dual import Dual, StoredDelta
 
 
 def linearize(model: nn.Module, *, blocks: int | str = 1, base: str | None = None) -> LinearizedViT:
-    """Linearize the last `blocks` blocks, the final norm and the head of a timm vision transformer.
+    """Linearize the last `blocks` blocks, the final norm and the head of a timm vision transformer; "all": the whole
+    network, its patch, class and position embeddings too.
 
     f_lin(x; D) = f(x; w0) + J(x) D, with J the Jacobian of the logits at the frozen weights w0 and D the trainable
     displacement. Linear in D, so averaging displacements is averaging logits. Exact: values and gradients agree with
     `torch.func.jvp` (tests/tangent/test_linearize.py).
 
-    model: a timm VisionTransformer with a class token or average pooling; it is frozen in place and put in evaluation
-    mode. blocks: 1 to all of them, or "all". base: the digest to stamp on displacements (default: digest of the
-    weights). Raises InputError for models without tangent rules, naming the layer.
+    model: a timm VisionTransformer, distilled or not, with a class token or average pooling; it is frozen in place and
+    put in evaluation mode. blocks: 1 to as many as there are, or "all". base: the digest to stamp on displacements
+    (default: digest of the weights). Raises InputError for models without tangent rules, naming the layer.
 
     >>> import timm
     >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
@@ -33,7 +35,8 @@ def linearize(model: nn.Module, *, blocks: int | str = 1, base: str | None = Non
     torch.Size([2, 3])
     """
     view = view_vit(model)
-    return LinearizedViT(view, first_block=first_linearized(view, blocks), base=base)
+    first, stem = first_linearized(view, blocks), linearized_stem(view, blocks)
+    return LinearizedViT(view, first_block=first, stem=stem, base=base)
 
 
 def first_linearized(view: ViTView, blocks: int | str) -> int:
@@ -45,6 +48,11 @@ def first_linearized(view: ViTView, blocks: int | str) -> int:
     return depth - count
 
 
+def linearized_stem(view: ViTView, blocks: int | str) -> StemView | None:
+    """The stem where it is linearized too; InputError where it has no tangent rules."""
+    return view_stem(view.model) if blocks == "all" else None
+
+
 class LinearizedViT(nn.Module):
     """A linearized vision transformer; call it with images (B, 3, H, W) for logits (B, C).
 
@@ -52,17 +60,21 @@ class LinearizedViT(nn.Module):
     inputs, so any optimizer, and Opacus' PrivacyEngine, trains it as it is. The base never needs a gradient.
     """
 
-    def __init__(self, view: ViTView, *, first_block: int, base: str | None = None) -> None:
+    def __init__(
+        self, view: ViTView, *, first_block: int, stem: StemView | None = None, base: str | None = None
+    ) -> None:
         super().__init__()
         freeze(view.model)
         self.view = view
+        self.stem = stem
         self.model = view.model
         self.first_block = first_block
         self._base = base
-        self._keys = {name: name.replace(".", "/") for name in view.parts(first_block)}
-        self.delta = nn.ModuleDict(
-            {self._keys[name]: _delta_module(part) for name, part in view.parts(first_block).items()}
-        )
+        parts: dict[str, nn.Module | nn.Parameter] = {**view.parts(first_block)}
+        if stem is not None:
+            parts = {**{part.name: part.value for part in stem.added}, **stem.parts(), **parts}
+        self._keys = {name: name.replace(".", "/") for name in parts}
+        self.delta = nn.ModuleDict({self._keys[name]: _delta_module(part) for name, part in parts.items()})
 
     @cached_property
     def base(self) -> str:
@@ -85,7 +97,10 @@ class LinearizedViT(nn.Module):
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """The constants (B, N, D) that enter the first linearized block: cache them, they never change."""
+        """The constants (B, N, D) that enter the first linearized block, or where the stem is linearized the patches
+        (B, T, P) that enter it: cache them, they never change."""
+        if self.stem is not None:
+            return self.stem.patches(images)
         return self.view.tokens(images, first_block=self.first_block)
 
     def from_tokens(
@@ -97,22 +112,28 @@ class LinearizedViT(nn.Module):
         else:
             given = [displacement] if isinstance(displacement, Displacement) else list(displacement)
             deltas = [StoredDelta(self._checked(item, tokens_BND).tensors) for item in given]
-        out, _, _ = Dual(deltas).tail(self.view, tokens_BND, first_block=self.first_block)
+        out, _, _ = Dual(deltas).evaluate(self.view, tokens_BND, first_block=self.first_block, stem=self.stem)
         logits = torch.stack([out.x + dx for dx in out.dxs]) if deltas else out.x.unsqueeze(0)[:0]  # pyright: ignore
         return logits if isinstance(displacement, Sequence) else logits[0]
 
     def displacement(self) -> Displacement:
         """A copy of the own displacement, named by the base's parameters."""
-        tensors = {
-            f"{name}.{suffix}": tensor.detach().clone()
-            for name, key in self._keys.items()
-            for suffix, tensor in self.delta[key].named_parameters()
-        }
+        shapes = self.shapes()
+        own = {name: parameter.detach().clone() for name, parameter in self._own().items()}
+        tensors = {name: tensor.reshape(shapes[name]) for name, tensor in own.items()}
         return Displacement(tensors, self.base, "tangent")
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        """Parameter name of the base -> the own displacement of it, as the modules hold it."""
+        return {
+            name if isinstance(self.delta[key], _Added) else f"{name}.{suffix}": parameter
+            for name, key in self._keys.items()
+            for suffix, parameter in self.delta[key].named_parameters()
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape, for everything that the displacement moves."""
-        return parameter_shapes(self.view.parts(self.first_block))
+        return moved_shapes(self.view, first_block=self.first_block, stem=self.stem)
 
     def _checked(self, item: Displacement, tokens: Tensor) -> Displacement:
         if item.base != self.base or item.space != "tangent":
@@ -142,6 +163,12 @@ def parameter_shapes(parts: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...
     }
 
 
+def moved_shapes(view: ViTView, *, first_block: int, stem: StemView | None) -> dict[str, tuple[int, ...]]:
+    """Full parameter name -> shape, for everything that is linearized."""
+    shapes = parameter_shapes(view.parts(first_block))
+    return shapes if stem is None else {**stem.shapes(), **parameter_shapes(stem.parts()), **shapes}
+
+
 class _Scale(nn.Module):
     """dgamma * x: the displacement of a layer scale."""
 
@@ -151,6 +178,17 @@ class _Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+class _Added(nn.Module):
+    """dp, for each example: the displacement of a parameter (1, M, D) that is added to rows."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, like_BMD: Tensor) -> Tensor:
+        return self.value.expand_as(like_BMD)
 
 
 class _ModuleDelta:
@@ -168,11 +206,19 @@ class _ModuleDelta:
     def scale(self, name: str, x: Tensor) -> Tensor:
         return self._modules[name](x)
 
+    def added(self, name: str, like_BMD: Tensor) -> Tensor:
+        return self._modules[name](like_BMD)
 
-def _delta_module(part: nn.Module) -> nn.Module:
-    """A module of the same shape as `part`, with zero parameters, that gives dW x + db of its input."""
-    if isinstance(part, nn.Linear):
-        module: nn.Module = nn.Linear(part.in_features, part.out_features, bias=part.bias is not None)
+
+def _delta_module(part: nn.Module | nn.Parameter) -> nn.Module:
+    """A module of the same size as `part`, with zero parameters, that gives dW x + db of its input."""
+    if isinstance(part, nn.Parameter):
+        return _Added(part.shape).to(part)
+    if isinstance(part, nn.Conv2d):  # it meets patches, as a matrix
+        out, inside = part.weight.flatten(1).shape
+        module: nn.Module = nn.Linear(inside, out, bias=part.bias is not None)
+    elif isinstance(part, nn.Linear):
+        module = nn.Linear(part.in_features, part.out_features, bias=part.bias is not None)
     elif isinstance(part, nn.LayerNorm):
         module = nn.LayerNorm(list(part.normalized_shape), eps=part.eps)
     else:

@@ -18,11 +18,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outer:
-    """Gradient of one weight (G * O, I): group g of its rows gets sum_t outer(b[t, g], a[t, g])."""
+    """Gradient of one weight (G * O, I): group g of its rows gets sum_t outer(b[t, g], a[t, g]).
+
+    shape: of the parameter, where it has the same numbers in another shape.
+    """
 
     name: str
     b_BTGO: Tensor
     a_BTGI: Tensor
+    shape: tuple[int, ...] | None = None
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -52,28 +56,31 @@ class Outer:
         return _tokens(length_BTG, slots_UM).sum(1).square().sum(1)
 
     def weighted_sum(self, weight_B: Tensor) -> Tensor:
-        """(G * O, I), at least in fp32."""
+        """(G * O, I) or `shape`, at least in fp32."""
         b, a = self.factors
         b, a = _kept(_wide(b), weight_B), _kept(a, weight_B)
         b = (b * weight_B.to(b.dtype)[:, None, None, None]).to(a.dtype)
-        return _product(b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
+        total = _product(b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
+        return total if self.shape is None else total.reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Gradient of a vector parameter, example by example."""
+    """Gradient of a parameter as a vector, example by example. shape: of the parameter, where it is none."""
 
     name: str
     g_BP: Tensor
+    shape: tuple[int, ...] | None = None
 
     def squared_norms(self, slots_UM: Tensor | None) -> Tensor:
         """Of each unit's gradient (U,)."""
         return _tokens(_wide(self.g_BP).unsqueeze(1), slots_UM).sum(1).square().sum(1)
 
     def weighted_sum(self, weight_B: Tensor) -> Tensor:
-        """(P,), at least in fp32."""
+        """(P,) or `shape`, at least in fp32."""
         g_BP = _kept(_wide(self.g_BP), weight_B)
-        return (weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0)
+        total_P = (weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0)
+        return total_P if self.shape is None else total_P.reshape(self.shape)
 
 
 _ROUNDING = 2.0**-8

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from privshard.core.displacement import Space
 from privshard.core.errors import InputError
-from privshard.core.method import Constants, LinearMethod, Method, UnitGradients
+from privshard.core.method import Constants, LinearMethod, Method, Pullback, UnitGradients, pull
 from privshard.tangent.places import Direct, Outer, Places
 
 
@@ -57,8 +57,9 @@ class ScaledMethod:
         return self._inner.uncentered(displacement, mean_D)
 
     def unscaled(self, displacement: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """D = s * u."""
-        return {name: tensor * self._scales[name] for name, tensor in displacement.items()}
+        """D = s * u; tensors whose scale is 1 as they are."""
+        scales = self._scales
+        return {name: tensor if scales[name] == 1 else tensor * scales[name] for name, tensor in displacement.items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The inner method's."""
@@ -76,7 +77,14 @@ class ScaledMethod:
         self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor
     ) -> UnitGradients:
         """s * g, example by example."""
-        gradients = self._inner.gradients(constants, self.unscaled(displacement), cotangent_BC)
+        return self._scaled(self._inner.gradients(constants, self.unscaled(displacement), cotangent_BC))
+
+    def pull(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
+        """`logits`, and the pullback to `gradients`, sharing what the inner method shares."""
+        logits_BC, pullback = pull(self._inner, constants, self.unscaled(displacement))
+        return logits_BC, lambda cotangent_BC: self._scaled(pullback(cotangent_BC))
+
+    def _scaled(self, gradients: UnitGradients) -> Places:
         if not isinstance(gradients, Places):
             raise InputError(
                 f"training.layer_scales: expected a method whose gradients come in factors, got {self.name}.",
@@ -124,6 +132,8 @@ def unscaled(method: Method, displacement: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _scaled(place: Outer | Direct, scale: float) -> Outer | Direct:
+    if scale == 1:
+        return place
     if isinstance(place, Direct):
         return replace(place, g_BP=place.g_BP * torch.tensor(scale, dtype=place.g_BP.dtype))
     return replace(place, b_BTGO=place.b_BTGO * torch.tensor(scale, dtype=place.b_BTGO.dtype))

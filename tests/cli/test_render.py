@@ -20,6 +20,7 @@ def test_train_shows_components_metrics_and_statement(results):
     for part in ("v0001", "digits", "000000000000", "accuracy 0.9375", "held-out", "total 12.5 s", "1e-05"):
         assert part in shown
     assert "[epsilon 8, delta 1e-05]" in shown
+    assert "Method: name tangent, blocks 2, engine k-block (2 blocks are linearized)" in shown
     assert "700" not in shown
 
 

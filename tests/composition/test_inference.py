@@ -9,18 +9,20 @@ from tiny_vits import images, random_tensors, tiny_vit
 
 from privshard.composition.inference import ComposedModel, logits_of_each, stacked
 from privshard.core.errors import InputError
+from privshard.models.stem import view_stem
 from privshard.models.vit import freeze, view_vit
 from privshard.tangent.block_engine import BlockEngine
 from privshard.tangent.class_row import ClassRowEngine
 from privshard.training.head import HeadMethod
 
-KINDS = ("class row", "block", "head")
+KINDS = ("class row", "block", "whole", "head")
 
 
 def make(kind, family="deit3"):
     model = freeze(tiny_vit(family))
     view = view_vit(model)
     engines = {"class row": lambda: ClassRowEngine(view), "head": lambda: HeadMethod(view)}
+    engines["whole"] = lambda: BlockEngine(view, first_block=0, stem=view_stem(model))
     return engines.get(kind, lambda: BlockEngine(view, first_block=1))(), model
 
 

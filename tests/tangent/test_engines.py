@@ -8,9 +8,10 @@ import pytest
 import timm
 import torch
 from oracles import clipped_sum_by_loop, gradients_by_loop, linearized_by_jvp, squared_norm, unit_gradients_by_loop
-from tiny_vits import CLASS_ROW, FAMILIES, NUM_CLASSES, images, random_tensors, tiny_vit
+from tiny_vits import CLASS_ROW, FAMILIES, NUM_CLASSES, TWO_HEADS, images, random_tensors, tiny_vit
 
 from privshard.core.errors import InputError
+from privshard.models.stem import view_stem
 from privshard.models.vit import freeze, view_vit
 from privshard.privacy.clipping import clip_factors
 from privshard.tangent import linearize, places
@@ -22,8 +23,9 @@ NUM = 6
 # (engine, family, number of blocks)
 CASES = [
     *(("class row", family, 1) for family in CLASS_ROW),
-    *(("block", family, 2) for family in FAMILIES),
+    *(("block", family, 2) for family in (*FAMILIES, *TWO_HEADS)),
     *(("block", family, blocks) for family in ("vit", "avg_pool") for blocks in (1, 3)),
+    *(("whole", family, 3) for family in (*FAMILIES, *TWO_HEADS)),
 ]
 UNITS = {
     "examples": "abcdef",
@@ -37,7 +39,8 @@ def make(kind: str, family: str, blocks: int = 1, *, dtype: torch.dtype = torch.
     """(engine, model)."""
     model = freeze(tiny_vit(family, dtype=dtype))
     view = view_vit(model)
-    engine = ClassRowEngine(view) if kind == "class row" else BlockEngine(view, first_block=3 - blocks)
+    stem = view_stem(model) if kind == "whole" else None
+    engine = ClassRowEngine(view) if kind == "class row" else BlockEngine(view, first_block=3 - blocks, stem=stem)
     return engine, model
 
 
@@ -158,7 +161,7 @@ def test_engines_and_the_linearized_model_agree(family):
     torch.testing.assert_close(engine.logits(engine.encode(x), moved.tensors), lin(x, moved), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *TWO_HEADS])
 @pytest.mark.parametrize("blocks", [1, 2, "all"])
 def test_the_graph_decides_on_the_engine(family, blocks):
     engine = tangent_engine(view_vit(tiny_vit(family)), blocks=blocks)
@@ -176,14 +179,38 @@ def test_the_class_row_form_needs_a_final_norm():
     torch.testing.assert_close(engine.logits(engine.encode(x), tensors), f0 + df, rtol=1e-12, atol=1e-12)
 
 
-def test_a_model_of_one_block_takes_the_class_row_engine_by_either_name():
+@pytest.mark.parametrize(
+    ("family", "blocks", "overrides", "why"),
+    [
+        ("vit", 2, {}, "2 blocks are linearized"),
+        ("vit", "all", {}, "embeddings and all blocks are linearized"),
+        ("avg_pool", 1, {}, "the head reads a mean over tokens"),
+        ("distilled", 1, {}, "head_dist reads the distillation token"),
+        ("qk_norm", 1, {}, "blocks.2.attn.q_norm is another norm"),
+        ("scale_norms", 1, {}, "blocks.2.attn.norm is another norm"),
+        ("vit", 1, {"fc_norm": True}, "fc_norm is another norm"),
+        ("vit", 1, {"final_norm": False}, "there is no final norm"),
+    ],
+)
+def test_the_engine_says_why_it_was_taken(family, blocks, overrides, why):
+    view = view_vit(freeze(tiny_vit(family, **overrides)))
+    engine = tangent_engine(view, blocks=blocks)
+    assert engine.engine == f"k-block ({why})"
+    assert engine.centered(torch.zeros(24)).engine == engine.engine
+    assert tangent_engine(view_vit(tiny_vit("registers")), blocks=1).engine == "class-row"
+
+
+def test_a_model_of_one_block_takes_the_class_row_engine():
     view = view_vit(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=24, num_classes=2))
-    assert type(tangent_engine(view, blocks="all")) is type(tangent_engine(view, blocks=1)) is ClassRowEngine
+    assert type(tangent_engine(view, blocks=1)) is ClassRowEngine
+    assert type(tangent_engine(view, blocks="all")) is BlockEngine  # the embeddings are not of its form
     with pytest.raises(InputError, match="blocks: expected 1 to 1"):
         tangent_engine(view, blocks=2)
 
 
-@pytest.mark.parametrize(("kind", "family", "blocks"), [("class row", "dinov2", 1), ("block", "qk_norm", 2)])
+@pytest.mark.parametrize(
+    ("kind", "family", "blocks"), [("class row", "dinov2", 1), ("block", "qk_norm", 2), ("whole", "clip", 3)]
+)
 def test_centred_coordinates(kind, family, blocks):
     plain, model = make(kind, family, blocks)
     x, cotangent_BC = images(NUM, model), make_cotangent()
@@ -218,12 +245,22 @@ def test_the_radius_is_the_size_of_a_feature():
     assert engine.radius == pytest.approx(expected, rel=1e-14)
     sizes_B = engine.features(engine.encode(images(50, model))).norm(dim=1)
     assert 0.7 * engine.radius < sizes_B.mean() < 1.3 * engine.radius
+    assert tangent_engine(view_vit(freeze(tiny_vit("distilled"))), blocks=1).radius is None
     headless = view_vit(freeze(tiny_vit("vit", final_norm=False)))
     assert tangent_engine(headless, blocks=1).radius is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize(("kind", "family"), [("class row", "vit"), ("class row", "dinov2"), ("block", "qk_norm")])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        ("class row", "vit"),
+        ("class row", "dinov2"),
+        ("block", "qk_norm"),
+        ("block", "distilled"),
+        ("whole", "registers"),
+    ],
+)
 def test_an_example_that_is_not_finite_does_not_reach_the_others(kind, family, bad):
     engine, model = make(kind, family)
     constants, cotangent_BC = engine.encode(images(NUM, model)), make_cotangent()

@@ -41,8 +41,14 @@ def move_own(lin: LinearizedViT, *, seed: int = 0) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "blocks"),
+    [
+        *((family, blocks) for family in FAMILIES for blocks in (1, 2, 3)),
+        *(("distilled", blocks) for blocks in (1, "all")),
+        *((family, "all") for family in ("clip", "registers", "avg_pool")),
+    ],
+)
 def test_value_is_that_of_forward_mode(family, blocks):
     model = tiny_vit(family)
     lin, x = linearize(model, blocks=blocks), images(3, model)
@@ -54,32 +60,33 @@ def test_value_is_that_of_forward_mode(family, blocks):
     assert df.abs().max() > 0.1 * f0.abs().max()  # the derivative is no footnote here
 
 
-@pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "blocks"),
+    [
+        *((family, blocks) for family in FAMILIES for blocks in (1, 3)),
+        *((family, "all") for family in ("distilled", "clip", "registers")),
+    ],
+)
 def test_gradient_of_the_own_displacement_is_that_of_the_plain_model_at_its_weights(family, blocks):
     model = tiny_vit(family)
     lin, x = linearize(model, blocks=blocks), images(3, model)
     move_own(lin)
     cotangent = torch.randn(3, NUM_CLASSES, generator=torch.Generator().manual_seed(1)).double()
     (lin(x) * cotangent).sum().backward()
-    named = {
-        f"{name}.{suffix}": parameter
-        for name, key in lin._keys.items()
-        for suffix, parameter in lin.delta[key].named_parameters()
-    }
+    named = lin._own()
     assert named.keys() == lin.shapes().keys()
     by_example = gradients_by_loop(model, x, cotangent, named)
     for name, parameter in named.items():
-        expected = sum(example[name] for example in by_example)
+        expected = sum(example[name] for example in by_example).reshape(parameter.shape)
         assert parameter.grad is not None
         scale = max(float(expected.abs().max()), 1.0)
         assert float((parameter.grad - expected).abs().max()) < EXACT * scale, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_own_and_handed_in_displacements_act_alike(family):
+@pytest.mark.parametrize(("family", "blocks"), [*((family, 2) for family in FAMILIES), ("distilled", "all")])
+def test_own_and_handed_in_displacements_act_alike(family, blocks):
     model = tiny_vit(family)
-    lin, x = linearize(model, blocks=2), images(2, model)
+    lin, x = linearize(model, blocks=blocks), images(2, model)
     move_own(lin)
     assert relative(lin(x), lin(x, lin.displacement())) < EXACT
 
@@ -97,7 +104,12 @@ def test_everything_that_is_linearized_has_the_names_and_shapes_of_the_model():
 
 def test_all_blocks_by_name():
     model = tiny_vit()
-    assert linearize(model, blocks="all").shapes() == linearize(model, blocks=3).shapes()
+    lin = linearize(model, blocks="all")
+    assert lin.shapes() == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert {name: tuple(t.shape) for name, t in lin.displacement().tensors.items()} == lin.shapes()
+    assert lin.shapes().keys() - linearize(model, blocks=3).shapes().keys() == {
+        *("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    }
     assert len(linearize(model).shapes()) < len(linearize(model, blocks=2).shapes())
 
 
@@ -269,7 +281,7 @@ UNSUPPORTED = {
     "post-norm": (PLAIN, {"block_fn": ResPostBlock}, r"blocks\.0: .* got ResPostBlock"),
     "differential": (PLAIN, {"attn_layer": "diff"}, r"blocks\.0\.attn: .* got DiffAttention"),
     "other attention": (PLAIN, {"attn_layer": GatedAttention}, r"blocks\.0\.attn: .* got GatedAttention"),
-    "distilled": ("deit_tiny_distilled_patch16_224", {}, r"model: .* got .*VisionTransformerDistilled"),
+    "distilled gated": ("deit_tiny_distilled_patch16_224", {"act_layer": "prelu"}, r"mlp\.act: .* got PReLU"),
     "map pooling": ("vit_base_patch16_siglip_224", {"num_heads": 4}, r"model\.global_pool: .* got 'map'"),
     "max pooling": (PLAIN, {"global_pool": "max"}, r"model\.global_pool: .* got 'max'"),
     "RMS norm": (PLAIN, {"norm_layer": "rmsnorm"}, r"blocks\.0\.norm1: expected LayerNorm, got RmsNorm"),

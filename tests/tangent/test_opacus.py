@@ -14,6 +14,7 @@ from privshard.privacy.clipping import clip_factors
 from privshard.tangent import LinearizedViT, linearize
 from privshard.tangent.block_engine import BlockEngine
 from privshard.tangent.class_row import ClassRowEngine
+from privshard.tangent.engine import tangent_engine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Secure RNG turned off"),
@@ -83,6 +84,7 @@ def test_an_empty_poisson_batch_has_logits_and_gradients():
     [
         *(("class row", family, 1) for family in CLASS_ROW),
         *(("block", family, 2) for family in ("vit", "dinov2", "qk_norm", "scale_norms", "avg_pool")),
+        *(("block", family, "all") for family in ("clip", "distilled")),
     ],
 )
 def test_norms_and_clipped_sums_are_those_of_opacus(kind, family, blocks, dtype, tolerance):
@@ -91,13 +93,12 @@ def test_norms_and_clipped_sums_are_those_of_opacus(kind, family, blocks, dtype,
     wrapped = GradSampleModule(lin, loss_reduction="sum")
     logits_BC = wrapped(x)
     nn.functional.cross_entropy(logits_BC, labels_B, reduction="sum").backward()
-    names = {
-        id(p): f"{name}.{suffix}" for name, key in lin._keys.items() for suffix, p in lin.delta[key].named_parameters()
-    }
+    names, shapes = {id(parameter): name for name, parameter in lin._own().items()}, lin.shapes()
     samples = {names[id(parameter)]: parameter.grad_sample for parameter in trainable(wrapped)}
+    samples = {name: sample.reshape(NUM, *shapes[name]) for name, sample in samples.items()}
 
-    view = lin.view
-    engine = ClassRowEngine(view) if kind == "class row" else BlockEngine(view, first_block=3 - blocks)
+    engine = tangent_engine(lin.view, blocks=blocks) if kind == "class row" or blocks == "all" else None
+    engine = engine or BlockEngine(lin.view, first_block=3 - blocks)
     constants, displacement = engine.encode(x), lin.displacement().tensors
     torch.testing.assert_close(engine.logits(constants, displacement), logits_BC.detach(), rtol=1e-4, atol=1e-5)
     cotangent_BC = torch.softmax(logits_BC.detach(), 1) - nn.functional.one_hot(labels_B, 5)

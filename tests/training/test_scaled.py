@@ -7,7 +7,9 @@ import torch
 from tiny_vits import images, random_tensors, tiny_vit
 
 from privshard.core.errors import InputError
+from privshard.core.method import pull
 from privshard.models.vit import freeze, view_vit
+from privshard.tangent.dual import Dual
 from privshard.tangent.engine import tangent_engine
 from privshard.training.scaled import scaled, unscaled
 from privshard.training.solver import solve
@@ -47,6 +49,25 @@ def test_gradients_are_scaled_before_they_are_normed(parts):
             torch.testing.assert_close(mine[name], value, rtol=1e-12, atol=1e-14)
         square = sum(value.square().sum() for value in theirs.values())
         torch.testing.assert_close(found.squared_norms(torch.arange(4), 4)[index], square)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_pullback_is_that_of_the_gradients_and_shares_the_primal(blocks, monkeypatch):
+    model = freeze(tiny_vit("deit3"))
+    method = tangent_engine(view_vit(model), blocks=blocks)
+    other, constants = scaled(method, SCALES), method.encode(images(4, model))
+    tensors, cotangent = random_tensors(method.shapes()), random_tensors({"c": (4, 5)})["c"]
+    expected_logits = other.logits(constants, tensors)
+    expected_sums = other.gradients(constants, tensors, cotangent).weighted_sum(torch.ones(4).double())
+    passes = []
+    plain = Dual.tail
+    monkeypatch.setattr(Dual, "tail", lambda self, *given, **named: passes.append(1) or plain(self, *given, **named))
+    logits, pullback = pull(other, constants, tensors)
+    sums = pullback(cotangent).weighted_sum(torch.ones(4).double())
+    assert len(passes) == (0 if blocks == 1 else 1)
+    assert torch.equal(logits, expected_logits)
+    for name, value in expected_sums.items():
+        torch.testing.assert_close(sums[name], value, rtol=1e-12, atol=1e-14)
 
 
 def test_centred_and_back_it_is_the_same_model(parts):
