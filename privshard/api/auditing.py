@@ -10,6 +10,7 @@ from privshard.api.setup import Setup, flags_of, stored_recipe
 from privshard.core.errors import InputError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import OnProgress, Progress, ShardJob
+from privshard.store.objects import ObjectStore
 from privshard.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def audit(
     with Workspace.open(workspace) as ws:
         setup, flags = Setup.load(ws), flags_of(stored_recipe(ws))
         seeded = ws.ledger.get("insecure_seed") is not None
-    report = _run(setup, flags, kind=kind, canaries=canaries, confidence=confidence, tell=tell)
+    report = _run(setup, flags, ws.objects, kind=kind, canaries=canaries, confidence=confidence, tell=tell)
     found = {"workspace": str(workspace), **report.to_json()}
     if seeded:
         found["note"] = SEEDED
@@ -58,7 +59,14 @@ def audit(
 
 
 def _run(
-    setup: Setup, flags: ExecutionFlags, *, kind: str, canaries: int | None, confidence: float, tell: OnProgress
+    setup: Setup,
+    flags: ExecutionFlags,
+    objects: ObjectStore,
+    *,
+    kind: str,
+    canaries: int | None,
+    confidence: float,
+    tell: OnProgress,
 ) -> AuditReport:
     def on_step(done: int, total: int) -> None:
         tell(Progress("audit", None, "audit", done, total))
@@ -77,10 +85,12 @@ def _run(
         from privshard.audit import removal
 
         return removal.removal_audit(setup.plan, num_canaries=canaries or removal.DEFAULT_CANARIES, **common)
-    return _run_audit(setup, flags, number=canaries or _RUN_CANARIES, common=common)
+    return _run_audit(setup, flags, objects, number=canaries or _RUN_CANARIES, common=common)
 
 
-def _run_audit(setup: Setup, flags: ExecutionFlags, *, number: int, common: dict[str, Any]) -> AuditReport:
+def _run_audit(
+    setup: Setup, flags: ExecutionFlags, objects: ObjectStore, *, number: int, common: dict[str, Any]
+) -> AuditReport:
     """Canary images through the workspace's base and method."""
     import numpy as np
     import torch
@@ -90,9 +100,9 @@ def _run_audit(setup: Setup, flags: ExecutionFlags, *, number: int, common: dict
     from privshard.audit.run import run_audit
     from privshard.training.encoding import encode
 
-    base = worker.open_base(setup.base, None, digest=setup.base_digest)
+    base = worker.open_base(setup.base, None, digest=setup.base_digest, objects=objects)
     device = worker.pick_device(flags)
-    method = make_method(setup.method, base.view.to(device))
+    method = make_method(setup.method, base.view.to(device), core=base.core)
     coins = np.random.default_rng()
     size = tuple(base.transform_config["input_size"])
     batches = (

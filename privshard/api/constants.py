@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from privshard.api.recipe import Recipe
@@ -63,6 +63,18 @@ _EXACT: dict[str, Optimization] = {
 }
 """Method -> defaults of the optimum, the default without differential privacy for the methods that have one. `steps`
 bounds the products with the Jacobian."""
+
+_PUBLIC_RIDGE = 0.01
+"""Ridge of a core that is learnt by cross entropy, whose logits are smaller than those of the rescaled square loss."""
+
+
+def public_optimization(method: str, *, loss: str | None = None) -> Optimization:
+    """How `method` learns from public rows: its optimum. loss: the shards' own, for a core that they start from."""
+    exact = _EXACT[method]
+    if loss is None or loss == exact.params.loss:
+        return exact
+    return replace(exact, params=replace(exact.params, loss=loss, weight_decay=_PUBLIC_RIDGE))  # pyright: ignore
+
 
 _ITERATIVE = ("sample_rate", "lr", "momentum", "average_from")
 

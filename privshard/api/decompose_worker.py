@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from privshard.api.decompose_recipe import DecomposeRecipe
+from privshard.api.public_rows import subject_column
 from privshard.api.recipe_yaml import parse_yaml
 from privshard.api.worker import pick_device
 from privshard.core.errors import InputError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from privshard.data.examples import SourceRow
 
-SUBJECT = "subject"
 _DEPTHS = ("depth", "depths", "num_classes")
 STATEMENT = (
     "A base is public knowledge: what it learnt is not protected by differential privacy, not accounted for, and "
@@ -183,23 +183,10 @@ def public_rows(recipe: DecomposeRecipe) -> tuple[Iterator[SourceRow], int, tupl
     from privshard.data.reader import count_rows, read_public_classes, read_rows
     from privshard.data.schema import Columns
 
-    columns = Columns(image=data.image, label=data.label, subject=_subject_column(recipe), split=data.split)
+    subject = subject_column(data.path, named=data.subject, stated=data.public, section="data")
+    columns = Columns(image=data.image, label=data.label, subject=subject, split=data.split)
     classes = data.classes or read_public_classes(data.path, label=data.label)
     return read_rows(data.path, columns=columns), count_rows(data.path), classes
-
-
-def _subject_column(recipe: DecomposeRecipe) -> str:
-    """The column that names subjects: one that is there can't be hidden by naming another."""
-    from privshard.data.reader import column_names
-
-    assert recipe.data.path is not None
-    there = column_names(recipe.data.path) & {SUBJECT, recipe.data.subject}
-    if len(there) > 1 and not recipe.data.public:
-        raise InputError(
-            f"data.subject: expected one column that names subjects, got {recipe.data.subject} beside {SUBJECT}.",
-            remedy=f"Rename the column {SUBJECT} if it names nobody; if all rows are public, say data.public: true.",
-        )
-    return recipe.data.subject if recipe.data.subject in there or not there else SUBJECT
 
 
 def _teacher(

@@ -184,16 +184,19 @@ def _of_workspace(workspace: Workspace) -> Target:
         )
     flags = flags_of(stored_recipe(workspace))
     device = worker.pick_device(flags)
-    base = worker.open_base(setup.base, None, digest=setup.base_digest)
+    base = worker.open_base(setup.base, None, digest=setup.base_digest, objects=workspace.objects)
     _check_heads(base)
     base.view.to(device)
     weights = model.composition.averaged
     with workspace.objects.fetched({name: workspace.component_path(name) for name in weights}) as files:
         moved = average(files, weights)
+    point = {name: torch.from_numpy(array).to(device) for name, array in moved.items()}
+    for name, tensor in base.core.items():
+        point[name] = point[name] + tensor.to(device) if name in point else tensor.to(device)
     return Target(
         place=workspace.root,
         base=base,
-        point={name: torch.from_numpy(array).to(device) for name, array in moved.items()} or None,
+        point=point or None,
         classes=setup.classes,
         first_block=first_linearized(base.view, setup.method.options.get("blocks", 1)),
         store=workspace.objects,

@@ -125,8 +125,8 @@ class _HeldOut:
 
         rows = read_partition(workspace.objects, eval_dir())
         device = worker.pick_device(flags)
-        base = worker.open_base(setup.base, base_state, digest=setup.base_digest)
-        method = make_method(setup.method, base.view.to(device))
+        base = worker.open_base(setup.base, base_state, digest=setup.base_digest, objects=workspace.objects)
+        method = make_method(setup.method, base.view.to(device), core=base.core)
         arrays = eval_cache.load_constants(workspace, ids=rows.ids, base_digest=setup.base_digest)
         if arrays is None:
             _, arrays = worker.encode_eval(
@@ -136,7 +136,7 @@ class _HeldOut:
                 digest=setup.base_digest,
                 method=setup.method,
                 flags=flags,
-                base_state=base_state,
+                base_state=base.state,
                 on_progress=on_progress,
             )
             if workspace.is_held:

@@ -35,8 +35,8 @@ def export(workspace: str, *, out: str) -> dict[str, Any]:
         from privshard.composition.exporting import export_program
         from privshard.composition.inference import ComposedModel
 
-        base = worker.open_base(setup.base, None, digest=setup.base_digest)
-        method = make_method(setup.method, base.view)
+        base = worker.open_base(setup.base, None, digest=setup.base_digest, objects=ws.objects)
+        method = make_method(setup.method, base.view, core=base.core)
         parts = displacements(ws, model.composition, method=method, device="cpu")
         size = list(base.transform_config["input_size"])
         about = {
@@ -44,6 +44,7 @@ def export(workspace: str, *, out: str) -> dict[str, Any]:
             "input": {"images": ["batch", *size], "transform": dict(base.transform_config)},
             "output": {"logits": ["batch", len(setup.classes)], "classes": list(setup.classes)},
             "base": {"name": setup.base.model, "digest": setup.base_digest},
+            "public": setup.public,
             "model": {"version": facts.version_name(model.version), "digest": model.composition.digest},
             "privacy": facts.privacy_report(ws, setup),
             "note": NOTE,

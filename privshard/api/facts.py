@@ -36,14 +36,24 @@ def count_units(workspace: Workspace, num_shards: int, unit: str) -> int:
 
 def keep_setup(workspace: Workspace, setup: Setup) -> None:
     """Commit the setup, and the public facts that the manifest shows."""
-    from privshard.privacy.statement import statement
-
-    text = statement(setup.plan, setup.spend(1), num_shards=setup.num_shards, limit=setup.limit)
+    text = plain_statement(setup, setup.spend(1))
     with workspace.ledger.transaction():
         workspace.ledger.put("base_digest", setup.base_digest)
         workspace.ledger.put("privacy", {**vars(setup.spend(1)), "limit": setup.limit})
         workspace.ledger.put("statement", text)
+        if setup.public is not None:
+            workspace.ledger.put("public", dict(setup.public))
         workspace.ledger.put("setup", setup.to_json())
+
+
+def plain_statement(setup: Setup, spend: PrivacySpend) -> str:
+    """The guarantee in plain English, and what of the model it doesn't reach because public rows taught it."""
+    from privshard.privacy.statement import statement, with_public
+
+    text = statement(setup.plan, spend, num_shards=setup.num_shards, limit=setup.limit)
+    if setup.public is None:
+        return text
+    return with_public(text, num_rows=setup.public["num_rows"], core=setup.public["core"], head=setup.public["head"])
 
 
 def shard_spends(workspace: Workspace, setup: Setup) -> dict[int, PrivacySpend]:
@@ -61,10 +71,10 @@ def privacy_report(workspace: Workspace, setup: Setup, *, edits: int | None = No
     composition, since edits are learnt without differential privacy.
     """
     from privshard.privacy.plan import composition_spend
-    from privshard.privacy.statement import statement, with_edits
+    from privshard.privacy.statement import with_edits
 
     spend = composition_spend(shard_spends(workspace, setup), partition="keyed_hash")
-    text = statement(setup.plan, spend, num_shards=setup.num_shards, limit=setup.limit)
+    text = plain_statement(setup, spend)
     if not setup.classes_public:
         text += " The list of classes was read from the rows: a class may tell that somebody had it."
     if edits is None:
@@ -90,6 +100,7 @@ def training_report(workspace: Workspace, setup: Setup) -> dict[str, Any]:
         "model": version_name(model.version),
         "base": {"name": setup.base.model, "digest": setup.base_digest},
         "method": _method(setup),
+        "public": setup.public,
         "components": [
             {"id": r.id, "shard": r.shard, "epsilon": r.spend.epsilon, "delta": r.spend.delta}
             for r in sorted(records, key=lambda record: record.shard)
@@ -112,8 +123,6 @@ def _method(setup: Setup) -> dict[str, Any]:
 
 def plan_report(recipe: Recipe, setup: Setup, *, workspace: str, counted: bool) -> dict[str, Any]:
     """The contract's `train --dry-run` object."""
-    from privshard.privacy.statement import statement
-
     plan, spend = setup.plan, setup.spend(1)
     params = recipe.privacy_params()
     counted = counted or not plan.private
@@ -123,13 +132,14 @@ def plan_report(recipe: Recipe, setup: Setup, *, workspace: str, counted: bool) 
         "workspace": workspace,
         "base": {"name": setup.base.model, "digest": setup.base_digest},
         "method": _method(setup),
+        "public": setup.public,
         "shards": setup.num_shards,
         "noise": shown,
         "privacy": {
             **vars(spend),
             "epsilon_limit": setup.limit,
             "planned_retrains": params.planned_retrains,
-            "statement": statement(plan, spend, num_shards=setup.num_shards, limit=setup.limit),
+            "statement": plain_statement(setup, spend),
         },
         "cost": {"gradients": steps_examples, "epsilon_after_trainings": list(setup.spends)},
     }
@@ -137,9 +147,9 @@ def plan_report(recipe: Recipe, setup: Setup, *, workspace: str, counted: bool) 
 
 def write_model(workspace: Workspace, version: int, composition: Composition) -> None:
     """models/vNNNN.json, for people; the ledger is what counts."""
-    workspace.objects.write_json(
-        workspace.model_path(version), {"version": version, "digest": composition.digest, **composition.to_json()}
-    )
+    from privshard.unlearning.model_files import describe_model
+
+    workspace.objects.write_json(workspace.model_path(version), describe_model(workspace, version, composition))
 
 
 def executor(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from privshard.adaptation.adapter import Adapter
 from privshard.adaptation.bitfit import BitFitAdapter
 from privshard.adaptation.full import FullAdapter
@@ -18,6 +20,7 @@ from privshard.core.jobs import MethodSpec
 from privshard.core.method import Method
 from privshard.models.vit import ViTView
 from privshard.tangent.engine import tangent_engine
+from privshard.training.around import around
 from privshard.training.head import HeadMethod
 
 
@@ -47,11 +50,14 @@ def engine_of(method: Method) -> str | None:
     return getattr(method, "engine", None)
 
 
-def make_method(spec: MethodSpec, view: ViTView) -> Method:
-    """The method that `spec` names, on this base. InputError where it doesn't know all of the base's heads."""
+def make_method(spec: MethodSpec, view: ViTView, *, core: Mapping[str, Tensor] | None = None) -> Method:
+    """The method that `spec` names, on this base, around its core where it has one. InputError where it doesn't know
+    all of the base's heads."""
     if view.head_dist is not None and spec.name != "tangent":
         raise InputError(
             f"head_dist: expected a base with one head for the method {spec.name}, got a distilled one with two.",
             remedy="Use the method tangent, or a base without a distillation token.",
         )
-    return _FACTORIES[spec.name](view, spec.options)
+    device = view.head.weight.device
+    here = {name: tensor.to(device) for name, tensor in (core or {}).items()}
+    return around(_FACTORIES[spec.name](view, spec.options), here)

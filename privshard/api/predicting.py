@@ -30,9 +30,9 @@ class Predictor:
             self.classes = setup.classes
             self._flags = flags_of(stored_recipe(ws))
             self._device = worker.pick_device(self._flags)
-            self._base = worker.open_base(setup.base, None, digest=setup.base_digest)
+            self._base = worker.open_base(setup.base, None, digest=setup.base_digest, objects=ws.objects)
             view = self._base.view.to(self._device)
-            method = make_method(setup.method, view)
+            method = make_method(setup.method, view, core=self._base.core)
             parts = displacements(ws, model.composition, method=method, device=self._device)
             self._composed = ComposedModel(method, model=view.model, parts=parts)
 

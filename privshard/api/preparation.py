@@ -41,7 +41,13 @@ class Prepared:
 
     def with_nominal(self, recipe: Recipe, nominal: float) -> Planned:
         """The setup for a number of units that was counted."""
-        return make_setup(recipe, classes=self.classes, nominal=nominal, count_noise_multiplier=count_noise(recipe))
+        return make_setup(
+            recipe,
+            classes=self.classes,
+            nominal=nominal,
+            count_noise_multiplier=count_noise(recipe),
+            loaded=(self.planned.base, self.planned.public),
+        )
 
 
 def count_noise(recipe: Recipe) -> float | None:

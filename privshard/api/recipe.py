@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from privshard.api.recipe_errors import input_error
+from privshard.api.recipe_methods import LINEAR_METHODS
 from privshard.api.recipe_sections import (
     BaseSection,
     DataSection,
     ExecutionSection,
     MethodSection,
     PrivacySection,
+    PublicSection,
     RaySection,
     TrainingSection,
 )
 from privshard.api.recipe_yaml import anchored, dump_yaml, override, read_recipe
 from privshard.core.digest import json_digest
+from privshard.core.errors import InputError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.model import Combine
 from privshard.core.privacy import PrivacyParams
@@ -28,15 +31,15 @@ from privshard.core.privacy import PrivacyParams
 if TYPE_CHECKING:
     from privshard.core.jobs import MethodSpec
 
-_SECTIONS = {"data", "base", "method", "privacy", "training", "execution", "ray"}
+_SECTIONS = {"data", "public", "base", "method", "privacy", "training", "execution", "ray"}
 _NOT_DECIDING = {"execution", "ray", "ledger"}
 
 
 class Recipe(BaseModel):
     """What to train, on what, how and under which guarantee. `Recipe()` is the embedded example.
 
-    Frozen. Sections: data, base, method, shards, privacy, training, execution, ray; see each for its keys. Raises
-    InputError that names the key, what was expected and what came; unknown keys are refused.
+    Frozen. Sections: data, public, base, method, shards, privacy, training, execution, ray; see each for its keys.
+    Raises InputError that names the key, what was expected and what came; unknown keys are refused.
 
     compose: how the shards' components make one model. "average" averages their displacements: one model, and for
     `tangent` and `head` exactly the mean of their logits; for other methods an approximation of it, whose error
@@ -59,6 +62,7 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     data: DataSection = DataSection()
+    public: PublicSection = PublicSection()
     base: BaseSection = BaseSection()
     method: MethodSection = MethodSection()
     shards: int = Field(default=4, ge=1, description="a whole number, 1 or more")
@@ -80,6 +84,33 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
             super().__init__(**values)
         except ValidationError as error:
             raise input_error(error, model=type(self)) from None
+
+    @model_validator(mode="after")
+    def _public_rows_agree(self) -> Recipe:
+        """Public rows teach a core or a head; each of them needs such rows."""
+        if self.base.head == "public" and self.public.path is None:
+            raise InputError(
+                "base.head: expected public.path beside public, got none.",
+                remedy="Name the public rows that the head is fitted on, or choose random or orthogonal.",
+            )
+        if self.base.head == "public" and self.method.name == "gift":
+            raise InputError(
+                "base.head: expected random or orthogonal for the method gift, whose files rebuild their base without "
+                "a workspace; got public.",
+                remedy="Choose another starting head, or another method.",
+            )
+        if self.public.path is not None and not self.public.core and self.base.head != "public":
+            raise InputError(
+                "public.core: expected true, or base.head public, beside public.path; nothing would learn from it.",
+                remedy="Leave public.core out, or the whole section.",
+            )
+        if self.public.path is not None and self.public.core and self.method.name not in LINEAR_METHODS:
+            raise InputError(
+                f"public.core: expected a method that is linear in what it learns ({', '.join(LINEAR_METHODS)}), got "
+                f"{self.method.name}.",
+                remedy="Set public.core to false and base.head to public, or use another method.",
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -159,8 +190,14 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
 
     def _deciding(self) -> dict[str, Any]:
         """Keys that came later than the first workspaces are left out at their default, so that digests stay."""
-        later = {"compose"} if self.compose == "average" else set()
-        return self.model_dump(mode="json", exclude=_NOT_DECIDING | later)
+        values = self.model_dump(mode="json", exclude=_NOT_DECIDING)
+        if self.compose == "average":
+            del values["compose"]
+        if self.public.path is None:
+            del values["public"]
+        if self.base.head == "random":
+            del values["base"]["head"]
+        return values
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,6 +96,10 @@ METHODS: Mapping[str, type[MethodOptions]] = {
 }
 
 
+LINEAR_METHODS = ("tangent", "head")
+"""Those that are linear in what they learn."""
+
+
 def method_options(name: object, given: Mapping[str, object]) -> dict[str, JsonValue]:
     """The options of method `name` with its defaults filled in.
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from privshard.api.recipe_methods import method_options
 from privshard.core.errors import InputError
+from privshard.core.model import Head
 from privshard.core.privacy import AccountantName, Hardening, Unit
 
 
@@ -95,11 +96,41 @@ class DataSection(Section):
         return tuple(key for key in ("image", "label", "subject", "split") if key in self.model_fields_set)
 
 
+class PublicSection(Section):
+    """Rows that anybody may know, beside the private ones. They are learnt from without noise and free of charge, they
+    are not protected, and what they taught is never removed.
+
+    core: a first component is learnt from them; every shard starts from it, and it is part of every model. Rows of the
+    `test` split are left out. stated_public: somebody vouches that rows which name a subject are public all the same;
+    without that they are refused.
+    """
+
+    path: ColumnName | None = Field(default=None, description="the path or URI of a Parquet file, or null for none")
+    image: ColumnName = Field(default="image", description="the name of the column with the images")
+    label: ColumnName = Field(default="label", description="the name of the column with the labels")
+    subject: ColumnName = Field(default="subject", description="the name of a column that says whom a row is about")
+    split: ColumnName | None = Field(default="split", description="a column that parts train from test rows, or null")
+    stated_public: bool = Field(default=False, description="true where somebody vouches that all rows are public")
+    core: bool = Field(default=True, description="true or false")
+
+    @model_validator(mode="after")
+    def _agree(self) -> PublicSection:
+        given = sorted(self.model_fields_set - {"path"})
+        if self.path is None and any(getattr(self, key) != type(self).model_fields[key].default for key in given):
+            raise InputError(
+                f"public.{given[0]}: expected public.path beside it, got none.",
+                remedy="Name the public rows in public.path, or leave the section out.",
+            )
+        return self
+
+
 class BaseSection(Section):
     """The frozen public base. No model: the one that the weights file names (`privshard recompose` writes such files),
     or the small one that ships inside the package.
 
-    The starting head is drawn from head_seed with standard deviation head_std, which may not be zero.
+    head: what the head starts from. random and orthogonal are drawn from head_seed; public is fitted on the rows of
+    `public.path`. head_std: the standard deviation of its entries, which may not be zero: the head carries the signal
+    back into the blocks.
     """
 
     model: ColumnName | None = Field(default=None, description="the name of a timm vision transformer, or null")
@@ -107,6 +138,7 @@ class BaseSection(Section):
     weights: ColumnName = Field(
         default="embedded", description="embedded, pretrained, or the path of a safetensors file"
     )
+    head: Head = Field(default="random", description="random, orthogonal or public")
     head_seed: int = Field(default=0, ge=0, lt=2**63, description="a whole number, 0 or more")
     head_std: float = Field(default=0.02, gt=0, description="a number above 0")
 

@@ -13,7 +13,7 @@ import yaml
 from privshard.core.errors import InputError
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
-_PATH_KEYS = (("data", "path"), ("base", "weights"), ("model", "weights"), ("teacher", "weights"))
+_PATH_KEYS = (("data", "path"), ("public", "path"), ("base", "weights"), ("model", "weights"), ("teacher", "weights"))
 _NAMED_WEIGHTS = ("embedded", "pretrained", "random")
 
 

@@ -113,9 +113,9 @@ def _execute(ws: Workspace, setup: Setup, plan: RemovalPlan, subject: str, tell:
     recipe = stored_recipe(ws)
 
     def retrain(shard: int) -> tuple[str, np.ndarray | None]:
-        from privshard.models.base import load_base
+        from privshard.api.worker import open_base
 
-        base_state = load_base(setup.base).state
+        base_state = open_base(setup.base, None, digest=setup.base_digest, objects=ws.objects).state
         with (
             facts.executor(recipe, base_state, urgent=True) as executor,
             watched(ws, setup, kind="forget", on_progress=tell) as watch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from privshard.core.privacy import MechanismPlan, PrivacySpend
 from privshard.store.workspace import Workspace
 
 if TYPE_CHECKING:
+    from privshard.api.public_core import PublicParts
     from privshard.models.base import Base
 
 
@@ -27,7 +29,7 @@ class Setup:
     spends: cumulative epsilon of a shard after 1, 2, … trainings, up to the limit (None entries: no differential
     privacy). limit: the most epsilon a shard may ever spend. classes_public: False where the classes were read from
     the rows, which only happens without differential privacy. engine: what computes the method and why, for people; it
-    decides nothing.
+    decides nothing. public: what was learnt from public rows (`api.public_core`), None where nothing was.
     """
 
     recipe_digest: str
@@ -42,6 +44,7 @@ class Setup:
     num_shards: int
     classes_public: bool = True
     engine: str | None = None
+    public: Mapping[str, Any] | None = None
 
     def spend(self, trainings: int) -> PrivacySpend:
         """What a shard has spent after that many trainings."""
@@ -84,16 +87,18 @@ class Setup:
 
 @dataclass(frozen=True)
 class Planned:
-    """A setup before it is kept, with the base that it was computed on."""
+    """A setup before it is kept, with the base that it was computed on, and what public rows taught."""
 
     setup: Setup
     base: Base
+    public: PublicParts | None = None
 
 
 def base_spec(recipe: Recipe, num_classes: int) -> BaseSpec:
     """The recipe's base section as the noun of core; a weights file that names its own architecture is asked for it."""
     section = recipe.base
     spec = BaseSpec(
+        head=section.head,
         model=section.model or "privshard_vit_32",
         num_classes=num_classes,
         weights=section.weights,
@@ -114,11 +119,17 @@ def base_spec(recipe: Recipe, num_classes: int) -> BaseSpec:
 
 
 def make_setup(
-    recipe: Recipe, *, classes: tuple[str, ...], nominal: float, count_noise_multiplier: float | None
+    recipe: Recipe,
+    *,
+    classes: tuple[str, ...],
+    nominal: float,
+    count_noise_multiplier: float | None,
+    loaded: tuple[Base, PublicParts | None] | None = None,
 ) -> Planned:
-    """Calibrate the mechanism and load the base; nothing is written. Raises before any private row is used."""
+    """Calibrate the mechanism and load the base, with what public rows teach; nothing is written. Raises before any
+    private row is used. loaded: the base and the public parts, where they are at hand."""
     from privshard.api.methods import engine_of, make_method
-    from privshard.models.base import load_base
+    from privshard.api.public_core import load_recipe_base
     from privshard.privacy.accounting import epsilon as epsilon_of
     from privshard.privacy.budget import epsilon_limit
     from privshard.privacy.plan import history_events, make_plan
@@ -126,8 +137,8 @@ def make_setup(
     constants.warn_about_size(recipe, nominal)
     chosen = constants.optimization(recipe)
     params = recipe.privacy_params()
-    base = load_base(base_spec(recipe, len(classes)))
-    method = make_method(recipe.method_spec(), base.view)
+    base, public = loaded or load_recipe_base(recipe, classes)
+    method = make_method(recipe.method_spec(), base.view, core=base.core)
     plan = make_plan(
         params,
         sample_rate=chosen.sample_rate,
@@ -156,8 +167,9 @@ def make_setup(
         num_shards=recipe.shards,
         classes_public=constants.public_classes(recipe) is not None,
         engine=engine_of(method),
+        public=None if public is None else dict(public.facts),
     )
-    return Planned(setup, base)
+    return Planned(setup, base, public)
 
 
 def partition_of(workspace: Workspace, num_shards: int) -> Partition:

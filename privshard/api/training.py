@@ -20,6 +20,7 @@ from privshard.core.jobs import OnProgress, Progress
 from privshard.core.model import Composition
 from privshard.core.partition import Partition
 from privshard.store.disk import make_folder
+from privshard.store.public_parts import save_public_parts
 from privshard.store.workspace import Workspace
 from privshard.unlearning.clean_up import clean_up, is_clean
 
@@ -63,9 +64,10 @@ def train(
         timing = {"set_up": time.perf_counter() - started}
         if ws.ledger.current_model() is None:
             if runner is None:
-                from privshard.models.base import load_base
+                from privshard.api.worker import open_base
 
-                runner = stack.enter_context(_runner(recipe, load_base(setup.base).state))
+                base = open_base(setup.base, None, digest=setup.base_digest, objects=ws.objects)
+                runner = stack.enter_context(_runner(recipe, base.state))
             with watched(
                 ws,
                 setup,
@@ -98,6 +100,8 @@ def _set_up(ws: Workspace, recipe: Recipe, prepared: Prepared, tell: OnProgress)
     planned = prepared.planned
     if prepared.counted:
         planned = prepared.with_nominal(recipe, _count(ws, recipe))
+    if planned.public is not None:
+        save_public_parts(ws.objects, planned.public.arrays)
     facts.keep_setup(ws, planned.setup)
     return planned.setup
 

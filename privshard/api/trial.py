@@ -105,7 +105,7 @@ class Trial:
         planned = make_setup(recipe, classes=classes, nominal=float(nominal), count_noise_multiplier=None)
         flags = recipe.flags()
         device = worker.pick_device(flags)
-        method = make_method(recipe.method_spec(), planned.base.view.to(device))
+        method = make_method(recipe.method_spec(), planned.base.view.to(device), core=planned.base.core)
         images = pixels(planned.base)
         dtype = getattr(torch, flags.dtype)
         parts: list[Constants] = []

@@ -29,7 +29,7 @@ STATEMENT = (
 )
 _PRIVATE = {"training.lr": (0.1, 0.3, 1.0), "privacy.max_grad_norm": (0.3, 1.0)}
 _EXACT = {"training.weight_decay": (0.0003, 0.001, 0.003, 0.01, 0.03)}
-_TUNED = ("training.", "privacy.max_grad_norm", "base.head_std", "base.head_seed")
+_TUNED = ("training.", "privacy.max_grad_norm", "base.head")
 
 
 def tune(
@@ -212,18 +212,17 @@ class _Bench:
     def _encode(self, recipe: Recipe) -> _Encoded:
         from privshard.api import worker
         from privshard.api.methods import make_method
-        from privshard.api.setup import base_spec
+        from privshard.api.public_core import load_recipe_base
         from privshard.data.images import image_batches
-        from privshard.models.base import load_base
         from privshard.training.encoding import encode
 
-        key = str((recipe.base, recipe.method))
+        key = str((recipe.base, recipe.method, recipe.public))
         if key not in self._encoded:
             flags = recipe.flags()
             device = worker.pick_device(flags)
             classes = constants.classes_of(recipe, lambda: {row.label for row in self._rows})
-            base = load_base(base_spec(recipe, len(classes)))
-            method = make_method(recipe.method_spec(), base.view.to(device))
+            base, _ = load_recipe_base(recipe, classes)
+            method = make_method(recipe.method_spec(), base.view.to(device), core=base.core)
             images = [row.image for row in self._rows]
             batches = image_batches(images, transform=base.transform, batch_size=flags.micro_batch)
             found = encode(method, batches, num_rows=len(images), batch_size=flags.micro_batch, device=device)

@@ -21,6 +21,7 @@ from privshard.models.base import Base, load_base
 from privshard.privacy.stream import fresh_key, insecure_key
 from privshard.store.layout import shard_dir
 from privshard.store.objects import ObjectStore
+from privshard.store.public_parts import load_public_parts
 from privshard.training.encoding import pays
 from privshard.training.shard import train_shard
 
@@ -35,7 +36,7 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
     base = open_base(job.base, base_state, digest=job.base_digest)
     rows = read_partition(ObjectStore(job.workspace, names=job.names), shard_dir(job.shard))
     device = pick_device(job.flags)
-    method = make_method(job.method, base.view.to(device))
+    method = make_method(job.method, base.view.to(device), core=base.core)
 
     def tell(stage: str, total: int) -> Callable[[int], None]:
         return lambda done: on_progress(Progress(job.run_id, job.shard, stage, done, total))
@@ -99,7 +100,7 @@ def encode_eval(
     rows = read_partition(objects, directory)
     device = pick_device(flags)
     constants = encode_rows(
-        make_method(method, base.view.to(device)),
+        make_method(method, base.view.to(device), core=base.core),
         base,
         rows,
         flags=flags,
@@ -132,9 +133,19 @@ def component_logits(
     return out
 
 
-def open_base(spec: BaseSpec, state: Mapping[str, np.ndarray] | None, *, digest: str | None) -> Base:
-    """The base, checked against the digest that components were, or will be, learnt on."""
-    base = load_base(spec, state=state)
+def open_base(
+    spec: BaseSpec,
+    state: Mapping[str, np.ndarray] | None,
+    *,
+    digest: str | None,
+    objects: ObjectStore | None = None,
+) -> Base:
+    """The base, checked against the digest that components were, or will be, learnt on. objects: of the workspace that
+    holds what public rows taught; not needed beside a state."""
+    public = None
+    if state is None and spec.public is not None and objects is not None:
+        public = load_public_parts(objects, spec.public)
+    base = load_base(spec, state=state, public=public)
     if digest is not None and base.digest != digest:
         raise VerificationError(
             f"Base {spec.model}: expected digest {digest[:16]}…, got {base.digest[:16]}….",

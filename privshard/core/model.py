@@ -12,6 +12,7 @@ from privshard.core.privacy import PrivacySpend
 
 Space = Literal["tangent", "weight", "prompt"]
 Combine = Literal["average", "ensemble"]
+Head = Literal["random", "orthogonal", "public"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class BaseSpec:
     """How to rebuild a base: timm's model name and arguments, where its weights come from, its seeded head.
 
     weights: "embedded" (ships inside the package), "pretrained" (timm's own download) or the path of a local
-    safetensors file. The starting head is drawn from `head_seed` with standard deviation `head_std`: it must not be
-    zero, or no block below it ever learns. transform: what differs from timm's own evaluation transform, for bases
-    whose file names it; None where nothing does.
+    safetensors file. The starting head must not be zero, or no block below it ever learns: "random" and "orthogonal"
+    are drawn from `head_seed`, "public" was fitted on public rows; `head_std` is the standard deviation of its entries.
+    public: digest of what was learnt from public rows, a head or a core; None where nothing was. transform: what
+    differs from timm's own evaluation transform, for bases whose file names it; None where nothing does.
     """
 
     model: str
@@ -31,6 +33,8 @@ class BaseSpec:
     head_seed: int = 0
     head_std: float = 0.02
     transform: Mapping[str, Any] | None = None
+    head: Head = "random"
+    public: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""

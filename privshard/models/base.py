@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib import resources
@@ -28,33 +28,49 @@ from privshard.models.vit import ViTView, freeze, seeded_head, view_vit
 
 EMBEDDED_MODEL = "privshard_vit_32"
 _EMBEDDED_FILE = "embedded_vit_32.safetensors"
+CORE = "core/"
+"""What names of a core's tensors begin with, where they lie beside those of a head or a base."""
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
     """A frozen, public base. `state` holds its weights as numpy arrays, head included; `transform` maps a PIL image to
-    the (3, H, W) tensor that the model expects; `digest` names model, weights, head and transform together."""
+    the (3, H, W) tensor that the model expects; `digest` names model, weights, head, core and transform together.
+
+    core: a displacement that was learnt from public rows, by the names of the weights, on the CPU; every displacement
+    is one from there. Empty where there is none.
+    """
 
     spec: BaseSpec
     view: ViTView
     transform: Callable[[Image], Tensor]
     transform_config: Mapping[str, Any]
     digest: str
+    core: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def state(self) -> dict[str, np.ndarray]:
-        """Weights by timm's names."""
-        return {name: tensor.cpu().numpy() for name, tensor in self.view.model.state_dict().items()}
+        """Weights by timm's names, and those of the core, by theirs after `CORE`."""
+        weights = {name: tensor.cpu().numpy() for name, tensor in self.view.model.state_dict().items()}
+        return weights | {CORE + name: tensor.numpy() for name, tensor in self.core.items()}
 
 
-def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) -> Base:
+def load_base(
+    spec: BaseSpec,
+    *,
+    state: Mapping[str, np.ndarray] | None = None,
+    public: Mapping[str, np.ndarray] | None = None,
+) -> Base:
     """Build the base that `spec` describes, in fp32 on the CPU.
 
-    state: weights already loaded elsewhere (a worker gets them from the controller); otherwise they come from the
-    package, timm's own download, or the local safetensors file that `spec.weights` names. A classification head in the
-    weights is replaced by the seeded one. Raises InputError for an unknown model, and for weights that don't match,
-    showing both sides.
+    state: weights already loaded elsewhere (a worker gets them from the controller), core included; otherwise they come
+    from the package, timm's own download, or the local safetensors file that `spec.weights` names. A classification
+    head in the weights is replaced by the starting head. public: what was learnt from public rows, `head.weight` and
+    `head.bias` or the core's tensors after `CORE`; a spec that names it can't be built without. Raises InputError for
+    an unknown model, and for weights that don't match, showing both sides.
     """
+    learnt = public if state is None else {name: array for name, array in state.items() if name.startswith(CORE)}
+    core = {name.removeprefix(CORE): array for name, array in (learnt or {}).items() if name.startswith(CORE)}
     check_name(spec)
     weights, metadata = (None, _embedded_metadata(spec)) if state is not None else _read_weights(spec)
     model = create_model(spec, metadata, pretrained=state is None and spec.weights == "pretrained")
@@ -65,18 +81,43 @@ def load_base(spec: BaseSpec, *, state: Mapping[str, np.ndarray] | None = None) 
         _check_header(spec, weights)
     if state is None:
         for number, head in enumerate(view.heads):
-            drawn = seeded_head(
-                spec.num_classes, model.embed_dim, seed=spec.head_seed, std=spec.head_std, number=number
-            )
+            drawn = _starting_head(spec, model, public or {}, number=number)
             for parameter, value in zip(head.parameters(), drawn, strict=True):
                 parameter.data.copy_(value)
     else:
-        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+        own = {name: torch.from_numpy(np.array(array)) for name, array in state.items() if not name.startswith(CORE)}
+        model.load_state_dict(own)
     freeze(model)
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    arrays |= {CORE + name: array for name, array in core.items()}
     header = json.dumps({"model": spec.model, "args": dict(spec.args), "transform": config}, sort_keys=True)
     transform = timm.data.create_transform(**config, is_training=False)
-    return Base(spec, view, transform, config, tensors_digest(arrays, "base", header))  # pyright: ignore
+    tensors = {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in core.items()}
+    return Base(spec, view, transform, config, tensors_digest(arrays, "base", header), tensors)  # pyright: ignore
+
+
+def _starting_head(
+    spec: BaseSpec, model: VisionTransformer, public: Mapping[str, np.ndarray], *, number: int
+) -> tuple[Tensor, Tensor]:
+    """The weight and bias that a head of the spec's starts from. number: of the head, where there are several."""
+    if spec.head != "public":
+        return seeded_head(
+            spec.num_classes,
+            model.embed_dim,
+            seed=spec.head_seed,
+            std=spec.head_std,
+            number=number,
+            orthogonal=spec.head == "orthogonal",
+        )
+    weight, bias = (public.get(f"head.{name}") for name in ("weight", "bias"))
+    wanted = (spec.num_classes, model.embed_dim)
+    if weight is None or bias is None or weight.shape != wanted:
+        raise InputError(
+            f"base.head: expected a public head of shape {wanted} beside this base, got "
+            f"{'none' if weight is None or bias is None else weight.shape}.",
+            remedy="Open the workspace that holds it.",
+        )
+    return torch.from_numpy(np.array(weight)), torch.from_numpy(np.array(bias))
 
 
 def constructor(base: Base) -> tuple[str, dict[str, Any]]:

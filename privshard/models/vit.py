@@ -229,10 +229,21 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def seeded_head(num_classes: int, width: int, *, seed: int, std: float, number: int = 0) -> tuple[Tensor, Tensor]:
-    """The public starting head: weight (C, D) normal with standard deviation `std` from `seed`, bias zero. number: of
-    the head, where there are several; each has the draws that follow the one before."""
+def seeded_head(
+    num_classes: int, width: int, *, seed: int, std: float, number: int = 0, orthogonal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The public starting head, a function of `seed`: weight (C, D) normal with standard deviation `std`, bias zero.
+
+    number: of the head, where there are several; each has the draws that follow the one before. orthogonal: the nearest
+    matrix (by its polar factor) with rows that are orthogonal and of length std sqrt(D) each, so that no two classes
+    share a direction; with more classes than width it is the columns that are orthogonal, and entries keep the root
+    mean square `std`.
+    """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(number):
         torch.randn(num_classes, width, generator=generator)
-    return torch.randn(num_classes, width, generator=generator) * std, torch.zeros(num_classes)
+    weight_CD = torch.randn(num_classes, width, generator=generator)
+    if orthogonal:
+        left, _, right = torch.linalg.svd(weight_CD.double(), full_matrices=False)
+        weight_CD = (left @ right * max(num_classes, width) ** 0.5).float()
+    return weight_CD * std, torch.zeros(num_classes)

@@ -44,6 +44,18 @@ def with_edits(text: str, *, num_edits: int) -> str:
     )
 
 
+def with_public(text: str, *, num_rows: int, core: bool, head: bool) -> str:
+    """The statement of a model that public rows taught too, which nothing protects and nothing removes."""
+    what = " and ".join(
+        [*(["a core component"] if core else []), *(["the head that training starts from"] if head else [])]
+    )
+    return (
+        f"{text}\nPublic: {what} came from {num_rows} row(s) that are said to be public. Those rows are not protected "
+        "and cost no budget, and what they taught is not removable: it is part of every model. A person in such a row "
+        "who is in private rows too is covered for these alone."
+    )
+
+
 def _promise(plan: MechanismPlan, spend: PrivacySpend, num_shards: int, limit: float | None) -> str:
     who = "one subject with all of its examples" if spend.unit == "subject" else "one example"
     text = (

@@ -16,6 +16,7 @@ PARAMETERS = "parameters"
 CACHE = "cache"
 EDITS = "edits"
 LOCATORS = "locators"
+PUBLIC = "public"
 LOCATOR_PARTS = f"{LOCATORS}/training"
 REWRITTEN = ("data", CACHE, LOCATOR_PARTS)  # folders of personal data whose objects are replaced in place
 
@@ -98,6 +99,11 @@ def locator_path(digest: str) -> str:
 def locator_private_path(digest: str) -> str:
     """A locator's private side file: keyed hashes of the subjects whose images it was trained on."""
     return f"{LOCATORS}/private/{_name(digest)}.json"
+
+
+def public_path(digest: str) -> str:
+    """What was learnt from public rows: nothing here is personal data."""
+    return f"{PUBLIC}/{_name(digest)}.safetensors"
 
 
 def model_path(version: int) -> str:

@@ -21,6 +21,7 @@ def describe(ledger: Ledger) -> dict[str, Any]:
         "created": ledger.created,
         "recipe": facts.get("recipe_digest"),
         "base": facts.get("base_digest"),
+        "public": facts.get("public"),
         "privacy": facts.get("privacy"),
         "insecure_seed": facts.get("insecure_seed"),
         "model": None

@@ -29,3 +29,8 @@ def uncenter_head(displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[st
     weight, bias = displacement["head.weight"], displacement["head.bias"]
     shift = weight.double() @ mean_D.to(weight.device, torch.float64)
     return {**displacement, "head.bias": (bias.double() - shift).to(bias.dtype)}
+
+
+def center_head(displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
+    """The inverse of `uncenter_head`: what acts on centred features as `displacement` does on plain ones."""
+    return uncenter_head(displacement, -mean_D)

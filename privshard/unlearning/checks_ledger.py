@@ -26,7 +26,11 @@ def manifest(evidence: Evidence) -> Finding:
         problem = "manifest.json is missing, or was changed since it was written: its signature does not hold."
         return Finding([problem], "")
     expected = describe(evidence.workspace.ledger)
-    stale = [key for key in ("workspace", "recipe", "model", "components") if evidence.manifest[key] != expected[key]]
+    stale = [
+        key
+        for key in ("workspace", "recipe", "public", "model", "components")
+        if evidence.manifest.get(key) != expected[key]
+    ]
     problems = [f"manifest.json is signed, but its {key} is not what the ledger says." for key in stale]
     return Finding(problems, "Signed, and it says what the ledger says.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from privshard.core.errors import PrivshardError
 from privshard.store.workspace import Workspace
-from privshard.unlearning import checks_components, checks_data, checks_edits, checks_ledger
+from privshard.unlearning import checks_components, checks_data, checks_edits, checks_ledger, checks_public
 from privshard.unlearning.evidence import Evidence, Finding
 
 _MAX_PROBLEMS = 5
@@ -60,6 +60,7 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Finding], str]] = {
     "component shapes": (checks_components.component_shapes, "Retrain or drop the shards that differ."),
     "leftover components": (checks_components.leftover_components, _FORGET),
     "example lists": (checks_components.example_lists, "Restore them from a backup, or retrain or drop their shards."),
+    "public parts": (checks_public.public_parts, "Restore them from a backup: every component was learnt around them."),
     "edits": (checks_edits.edits, "Take them out: privshard edit revert; or restore them from a backup."),
     "locators": (checks_edits.locators, "Forget the subject again, or restore the locator from a backup."),
     "leftover edits": (checks_edits.leftover_edits, _FORGET),
