@@ -16,6 +16,7 @@ from privshard.store.layout import (
     MANIFEST,
     PARAMETERS,
     PRIVATE,
+    PUBLIC,
     RECIPE,
     eval_cache_dir,
 )
@@ -35,6 +36,7 @@ _KNOWN = (
     PRIVATE,
     EDITS,
     LOCATORS,
+    PUBLIC,
     "models",
     "receipts",
     "reports",

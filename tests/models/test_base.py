@@ -250,3 +250,33 @@ def test_real_weights_load_strictly():
             assert np.array_equal(array, stored[name].numpy()), name
     assert base.transform_config["input_size"] == (3, 224, 224)
     assert base.transform_config["interpolation"] == "bicubic"
+
+
+def test_an_orthogonal_head_has_the_size_of_a_random_one():
+    random, _ = seeded_head(10, 64, seed=3, std=0.02)
+    weight, bias = seeded_head(10, 64, seed=3, std=0.02, orthogonal=True)
+    torch.testing.assert_close(weight @ weight.T, 0.02**2 * 64 * torch.eye(10), rtol=1e-5, atol=1e-7)
+    assert not bias.any()
+    assert ((weight * random).sum() / weight.norm() / random.norm()) > 0.9  # near the draw that it comes from
+    tall, _ = seeded_head(64, 10, seed=3, std=0.02, orthogonal=True)
+    torch.testing.assert_close(tall.T @ tall, 0.02**2 * 64 * torch.eye(10), rtol=1e-5, atol=1e-7)
+    assert torch.equal(weight, seeded_head(10, 64, seed=3, std=0.02, orthogonal=True)[0])
+
+
+def test_what_public_rows_taught_is_part_of_the_base():
+    spec = BaseSpec(EMBEDDED_MODEL, 3)
+    plain = load_base(spec)
+    width = plain.view.head.in_features
+    head = {"head.weight": np.full((3, width), 0.5, np.float32), "head.bias": np.ones(3, np.float32)}
+    core = {"core/head.bias": np.arange(3, dtype=np.float32)}
+    fitted = load_base(replace(spec, head="public"), public=head)
+    assert fitted.view.head.bias.tolist() == [1, 1, 1]
+    cored = load_base(spec, public=core)
+    assert torch.equal(cored.view.head.weight, plain.view.head.weight)
+    assert cored.core["head.bias"].tolist() == [0, 1, 2]
+    assert len({plain.digest, fitted.digest, cored.digest, load_base(replace(spec, head="orthogonal")).digest}) == 4
+    again = load_base(spec, state=cored.state)
+    assert again.digest == cored.digest
+    assert again.core["head.bias"].tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match=r"base.head: expected a public head of shape \(3, \d+\).*got none"):
+        load_base(replace(spec, head="public"))

@@ -13,6 +13,7 @@ from privshard.core.model import Composition
 from privshard.core.removal import RemovalRequest
 from privshard.data.shards import ShardRows, encode_partition, part_path, write_partition
 from privshard.store.layout import edit_path, edit_private_path, locator_path
+from privshard.store.public_parts import save_public_parts
 from privshard.unlearning import eval_cache
 from privshard.unlearning.model_files import write_model
 from privshard.unlearning.verify import CHECKS, checks
@@ -55,6 +56,11 @@ def the_manifest_is_of_an_earlier_model(world, edit_json):
     earlier = world.workspace.objects.read("manifest.json")
     world.forget(world.rows(0).subjects[0])
     world.workspace.objects.write("manifest.json", earlier)
+
+
+@damages("public parts")
+def something_public_is_there_that_nobody_named(world, edit_json):
+    save_public_parts(world.workspace.objects, {"head.bias": np.zeros(3, dtype=np.float32)})
 
 
 @damages("recipe")
