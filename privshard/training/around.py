@@ -32,6 +32,7 @@ class AroundCore:
         self.wide: frozenset[str] = inner.wide
         self.indexed: frozenset[str] = inner.indexed
         self.radius: float | None = inner.radius
+        self.has_core = True
         self.compiled_after: int | None = getattr(inner, "compiled_after", None)
 
     def features(self, constants: Constants) -> Tensor:

@@ -67,6 +67,7 @@ def train_exact(
         ridge=params.weight_decay,
         max_products=plan.steps,
         max_rows=max_rows,
+        near=getattr(method, "has_core", False),
         on_product=lambda done: on_step(min(done, plan.steps)),
     )
     tensors = unscaled(method, found.tensors)

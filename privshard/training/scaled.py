@@ -41,6 +41,7 @@ class ScaledMethod:
         self.wide: frozenset[str] = inner.wide
         self.indexed: frozenset[str] = inner.indexed
         self.radius: float | None = inner.radius
+        self.has_core: bool = getattr(inner, "has_core", False)
 
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""

@@ -57,6 +57,7 @@ def solve(
     max_products: int = 2000,
     max_rows: int = 512,
     route: Route | None = None,
+    near: bool = False,
     on_product: Callable[[int], None] = lambda done: None,
 ) -> Optimum:
     """The D that minimizes (1/n) sum_i loss(f0(x_i) + J(x_i) D, y_i) + (ridge / 2) |D|^2.
@@ -71,7 +72,9 @@ def solve(
     double precision, nothing is drawn (tests/training/test_solver.py: the same bits from permuted rows). Not
     guaranteed: equal bits across routes, devices or `max_rows`.
 
-    constants, labels_n, ids: rows in any order, at least one; ids differ. ridge above 0.
+    constants, labels_n, ids: rows in any order, at least one; ids differ. ridge above 0. near: zero may be close to the
+    optimum, as around a core; the gradient is then compared with that of a model whose logits are all zero, if that is
+    larger, since no precision makes a gradient small beside one that is.
 
     InputError where the gradient is not small enough after `max_products` products with J and J^T, or stops to
     shrink: the ridge is too small for the precision of the method.
@@ -84,6 +87,8 @@ def solve(
         )
     jacobian = LinearMap(method, constants, ids=ids, max_rows=max_rows, device=labels_n.device)
     problem = _Problem(jacobian, ConvexLoss(loss, labels_n[jacobian.order_n]), ridge, max_products, on_product)
+    if near:
+        problem.compare_with(torch.zeros_like(problem.base_nC))
     chosen = route or _cheaper(method, jacobian)
     if chosen == "dual":
         matrix = kernel(method, jacobian)
@@ -108,6 +113,12 @@ class _Problem:
         self._tell = tell
         self.base_nC = jacobian.base_nC
         self.start = float(self.gradient(self.base_nC, torch.zeros(jacobian.size).to(self.base_nC)).norm())
+
+    def compare_with(self, logits_nC: Tensor) -> None:
+        """Measure gradients beside the one at these logits too, without a ridge."""
+        self.start = max(
+            self.start, float(self.gradient(logits_nC, torch.zeros(self.jacobian.size).to(logits_nC)).norm())
+        )
 
     def count(self, products: int = 1) -> None:
         self.done += products

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,25 @@ def test_the_optimum_is_pulled_to_the_core(parts):
     found = solve(around(method, core), constants, **options).tensors
     size = sum(x.square().sum() for x in found.values()).sqrt()
     assert size < 1e-2 * sum(x.square().sum() for x in core.values()).sqrt()  # from zero it would go the core's length
+
+
+@pytest.mark.parametrize("scales", [{}, {"head.*": 0.3}])
+def test_a_core_that_is_the_optimum_already_is_no_error(scales):
+    model = freeze(tiny_vit(dtype=torch.float32))
+    method, labels = tangent_engine(view_vit(model), blocks=1), torch.tensor([0, 1, 2, 3])
+    constants = method.encode(images(4, model))
+    params = TrainingParams(lr=1.0, optimizer="exact", loss="square", weight_decay=1e-3, layer_scales=scales)
+    plan = MechanismPlan("example", 1.0, 2000, 1.0, 0.0, 4.0, 1e-5, "rdp", mean_releases=1)
+    common = {"labels_B": labels, "plan": plan, "params": params, "root_key": bytes(32), "unit_of_row": IDS}
+    core = train_shard(method, constants, **common).tensors
+    weaker = {**common, "params": replace(params, weight_decay=1e-2)}  # pulled to the core, not to zero
+    found = train_shard(around(method, core), constants, **weaker).tensors
+    size = {name: float(x.norm()) for name, x in (("core", flat(core)), ("found", flat(found)))}
+    assert size["found"] < 0.05 * size["core"]
+
+
+def flat(tensors):
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
 def test_a_core_must_fit(parts):
