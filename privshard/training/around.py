@@ -33,6 +33,7 @@ class AroundCore:
         self.indexed: frozenset[str] = inner.indexed
         self.radius: float | None = inner.radius
         self.has_core = True
+        self.engine: str | None = getattr(inner, "engine", None)
         self.compiled_after: int | None = getattr(inner, "compiled_after", None)
 
     def features(self, constants: Constants) -> Tensor:
