@@ -22,7 +22,8 @@ class TrainingParams:
     changed copies of each example are learnt from beside itself; its gradient is their mean. flips: whether some of the
     copies are mirrored. optimizer "exact": no steps at all but the optimum itself, with weight_decay as its ridge; only
     without differential privacy. layer_scales: shell pattern of parameter names -> how much further they move
-    (`privshard.training.scaled`).
+    (`privshard.training.scaled`). curvature_rank: how many directions of the curvature at an exact optimum are kept
+    beside it, for `compose: curvature`; 0 for none.
     """
 
     lr: float
@@ -34,6 +35,7 @@ class TrainingParams:
     augmentations: int = 0
     flips: bool = True
     layer_scales: Mapping[str, float] = field(default_factory=dict)
+    curvature_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class ShardJob:
 class ShardResult:
     """What a worker sends back: the component's tensors, and confidential facts that stay in the workspace.
 
-    parameters: what was trained, beyond what `tensors` hold, where those are a function of it.
+    parameters: what was trained, beyond what `tensors` hold, where those are a function of it. curvature: of the shard's
+    objective at its optimum, where the job asks for it.
     """
 
     run_id: str
@@ -86,6 +89,7 @@ class ShardResult:
     num_units: int
     timing_s: Mapping[str, float]
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    curvature: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

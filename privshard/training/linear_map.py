@@ -15,6 +15,9 @@ from privshard.core.method import Constants, LinearMethod
 from privshard.training.gather import take
 
 
+_TOGETHER = 16  # directions whose products are computed at once
+
+
 class LinearMap:
     """J of a method that is linear in its displacement, over the rows of one shard.
 
@@ -80,6 +83,34 @@ class LinearMap:
             total += self.flat(gradients.weighted_sum(torch.ones(rows, dtype=self.dtype, device=self.device)))
             start += rows
         return total * scale
+
+    def times_each(self, direction_RP: Tensor) -> Tensor:
+        """J d for each of R directions of about unit norm, (R, n, C): what doesn't depend on them is computed once."""
+        parts = [
+            torch.vmap(lambda d_P, part=part: self._method.logits(part, self.tensors(d_P)), chunk_size=_TOGETHER)(
+                direction_RP
+            ).double()
+            for part in self.batches()
+        ]
+        return torch.cat(parts, dim=1) - self.base_nC
+
+    def transposed_each(self, cotangent_RnC: Tensor) -> Tensor:
+        """J^T r for each of R cotangents, (R, P)."""
+        scale_R = cotangent_RnC.abs().amax((1, 2))
+        unit_RnC = cotangent_RnC / torch.where(scale_R > 0, scale_R, 1.0)[:, None, None]
+        total = torch.zeros(len(cotangent_RnC), self.size, dtype=torch.float64, device=self.device)
+        start = 0
+        for part in self.batches():
+            rows = len(next(iter(part.values())))
+            ones = torch.ones(rows, dtype=self.dtype, device=self.device)
+
+            def pulled(r_nC: Tensor, part: Constants = part, ones: Tensor = ones) -> Tensor:
+                return self.flat(self._method.gradients(part, self.zero, r_nC).weighted_sum(ones))
+
+            batch_RnC = unit_RnC[:, start : start + rows].to(self.dtype)
+            total += torch.vmap(pulled, chunk_size=_TOGETHER)(batch_RnC)
+            start += rows
+        return total * scale_R[:, None]
 
     def flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Tensors by name as one vector in double precision, names in sorted order."""

@@ -43,6 +43,11 @@ class ScaledMethod:
         self.radius: float | None = inner.radius
         self.has_core: bool = getattr(inner, "has_core", False)
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """Parameter name -> its scale."""
+        return dict(self._scales)
+
     def features(self, constants: Constants) -> Tensor:
         """The head's input (B, D)."""
         return self._inner.features(constants)
@@ -125,6 +130,11 @@ def scaled(method: Method, patterns: Mapping[str, float]) -> Method:
             remedy=f"Its parameters are {', '.join(names[:4])}, …",
         )
     return ScaledMethod(method, scales)
+
+
+def scales_of(method: Method) -> dict[str, float]:
+    """Parameter name -> its scale; 1 for all where the method has none."""
+    return method.scales if isinstance(method, ScaledMethod) else dict.fromkeys(sorted(method.shapes()), 1.0)
 
 
 def unscaled(method: Method, displacement: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ class Trained:
     """A shard's displacement (fp32, on the CPU) and how long it took to learn. The time is confidential.
 
     parameters: what was trained, beyond what the displacement holds under the same name: nothing for methods that
-    train the displacement itself. It is part of the same release.
+    train the displacement itself. It is part of the same release. curvature: of the objective at an exact optimum, where
+    params.curvature_rank asks for it; never under differential privacy.
     """
 
     tensors: dict[str, Tensor]
     train_s: float
     parameters: dict[str, Tensor]
+    curvature: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train_shard(
@@ -78,7 +80,7 @@ def train_shard(
     started = time.perf_counter()
     method = scaled(method, params.layer_scales)
     if params.optimizer == "exact":
-        tensors = train_exact(
+        found = train_exact(
             method,
             constants,
             labels_B=labels_B,
@@ -87,7 +89,7 @@ def train_shard(
             max_rows=max_rows,
             on_step=lambda done: on_step(done, plan.steps),
         )
-        return Trained(tensors, time.perf_counter() - started, {})
+        return Trained(found.tensors, time.perf_counter() - started, {}, found.curvature)
     units = Units.of(unit_of_row)
     if not plan.private:  # no other shard's rows enter, not even by their number
         plan = replace(plan, expected_units=plan.sample_rate * max(1, len(units)))
