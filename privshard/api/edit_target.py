@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from privshard.api import worker
-from privshard.api.composed import read_edit
+from privshard.api.composed import combined, read_edit
 from privshard.api.reading import current_model
 from privshard.api.setup import Setup, flags_of, stored_recipe
-from privshard.composition.average import average
 from privshard.core.errors import InputError
 from privshard.core.execution import ExecutionFlags
 from privshard.data.images import image_batches
@@ -188,8 +187,7 @@ def _of_workspace(workspace: Workspace) -> Target:
     _check_heads(base)
     base.view.to(device)
     weights = model.composition.averaged
-    with workspace.objects.fetched({name: workspace.component_path(name) for name in weights}) as files:
-        moved = average(files, weights)
+    moved = combined(workspace, weights, combine=model.composition.combine)
     point = {name: torch.from_numpy(array).to(device) for name, array in moved.items()}
     for name, tensor in base.core.items():
         point[name] = point[name] + tensor.to(device) if name in point else tensor.to(device)

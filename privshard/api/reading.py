@@ -60,7 +60,9 @@ def influence(workspace: str, *, html: str | None = None, on_progress: OnProgres
         shards = {name: ws.load_record(name).shard for name in weights}
         with ws.objects.fetched({name: ws.component_path(name) for name in weights}) as files:
             geometry = component_geometry(files)
-        report = influence_report(evidence, geometry, shards=shards, rng=np.random.default_rng(0))
+        report = influence_report(
+            evidence, geometry, shards=shards, rng=np.random.default_rng(0), combine=composition.combine
+        )
         report = {"model": facts.version_name(model.version), **report}
         if html is not None:
             from privshard.report.html import write_page

@@ -13,6 +13,7 @@ from privshard.api.recipe_errors import input_error
 from privshard.api.recipe_methods import LINEAR_METHODS
 from privshard.api.recipe_sections import (
     BaseSection,
+    ComposeSection,
     DataSection,
     ExecutionSection,
     MethodSection,
@@ -25,25 +26,22 @@ from privshard.api.recipe_yaml import anchored, dump_yaml, override, read_recipe
 from privshard.core.digest import json_digest
 from privshard.core.errors import InputError
 from privshard.core.execution import ExecutionFlags
-from privshard.core.model import Combine
 from privshard.core.privacy import PrivacyParams
 
 if TYPE_CHECKING:
     from privshard.core.jobs import MethodSpec
 
-_SECTIONS = {"data", "public", "base", "method", "privacy", "training", "execution", "ray"}
+_SECTIONS = {"data", "public", "base", "method", "compose", "privacy", "training", "execution", "ray"}
 _NOT_DECIDING = {"execution", "ray", "ledger"}
 
 
 class Recipe(BaseModel):
     """What to train, on what, how and under which guarantee. `Recipe()` is the embedded example.
 
-    Frozen. Sections: data, public, base, method, shards, privacy, training, execution, ray; see each for its keys.
+    Frozen. Sections: data, public, base, method, compose, privacy, training, execution, ray; see each for its keys.
     Raises InputError that names the key, what was expected and what came; unknown keys are refused.
 
-    compose: how the shards' components make one model. "average" averages their displacements: one model, and for
-    `tangent` and `head` exactly the mean of their logits; for other methods an approximation of it, whose error
-    `evaluate` reports. "ensemble" averages the logits of one model a component, at S times the cost of a prediction.
+    compose: how the shards' components make one model, "average", "ensemble" or "curvature"; see `ComposeSection`.
 
     ledger: a database URL for the ledger; without one it is a file in the workspace. It decides nothing that is learnt,
     and its password is never written down (`privshard.store.ledger_place`).
@@ -66,7 +64,7 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
     base: BaseSection = BaseSection()
     method: MethodSection = MethodSection()
     shards: int = Field(default=4, ge=1, description="a whole number, 1 or more")
-    compose: Combine = Field(default="average", description="average or ensemble")
+    compose: ComposeSection = ComposeSection()
     privacy: PrivacySection = PrivacySection()
     training: TrainingSection = TrainingSection()
     execution: ExecutionSection = ExecutionSection()
@@ -191,7 +189,7 @@ got -1. Correct the recipe, or override it with --set KEY=VALUE.
     def _deciding(self) -> dict[str, Any]:
         """Keys that came later than the first workspaces are left out at their default, so that digests stay."""
         values = self.model_dump(mode="json", exclude=_NOT_DECIDING)
-        if self.compose == "average":
+        if self.compose.rule == "average":
             del values["compose"]
         if self.public.path is None:
             del values["public"]

@@ -18,7 +18,7 @@ from pydantic import (
 
 from privshard.api.recipe_methods import method_options
 from privshard.core.errors import InputError
-from privshard.core.model import Head
+from privshard.core.model import Combine, Head
 from privshard.core.privacy import AccountantName, Hardening, Unit
 
 
@@ -186,6 +186,39 @@ class MethodSection(Section):
     @model_serializer
     def _flat(self) -> dict[str, Any]:
         return {"name": self.name, **self.options}
+
+
+class ComposeSection(Section):
+    """How the shards' components make one model: a rule by name, or with its option as a mapping.
+
+    average: their displacements are averaged; one model, and for `tangent` and `head` exactly the mean of their logits,
+    for other methods an approximation of it, whose error `evaluate` reports. ensemble: the logits of one model a
+    component are averaged, at S times the cost of a prediction. curvature: the average in which every direction weighs
+    by how much each shard's loss curves along it (`privshard.composition.curvature`); for `tangent` and `head`, trained
+    to the optimum, without differential privacy. rank: how many directions are kept of each shard; null means the
+    method's documented default.
+    """
+
+    rule: Combine = Field(default="average", description="average, ensemble or curvature")
+    rank: Count | None = Field(default=None, description="a whole number, 1 or more, or null")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_rule_alone(cls, value: Any) -> Any:
+        return {"rule": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> ComposeSection:
+        if self.rank is not None and self.rule != "curvature":
+            raise InputError(
+                f"compose.rank: expected null beside compose.rule {self.rule}, got {self.rank}.",
+                remedy="Only the rule curvature keeps directions; set compose.rule to curvature, or drop the rank.",
+            )
+        return self
+
+    @model_serializer
+    def _short(self) -> str | dict[str, Any]:
+        return self.rule if self.rank is None else {"rule": self.rule, "rank": self.rank}
 
 
 class PrivacySection(Section):

@@ -13,7 +13,7 @@ from privshard.core.errors import PrivshardError, ResourceError
 from privshard.core.execution import ExecutionFlags
 from privshard.core.jobs import OnProgress, Progress, ShardFailure, ShardJob, ShardResult
 from privshard.core.model import ComponentRecord
-from privshard.store.components import component_id, parameters_digest
+from privshard.store.components import component_id, curvature_digest, parameters_digest
 from privshard.store.views import NewRun, Reservation
 from privshard.store.workspace import Workspace
 
@@ -114,6 +114,7 @@ def keep(workspace: Workspace, setup: Setup, result: ShardResult) -> str:
         arrays, base=setup.base_digest, space=result.space, shard=result.shard, attempt=result.attempt
     )
     parameters = {name: np.array(array, dtype=np.float32) for name, array in result.parameters.items()}
+    curvature = {name: np.array(array) for name, array in result.curvature.items()}
     record = ComponentRecord(
         id=identity,
         shard=result.shard,
@@ -125,13 +126,14 @@ def keep(workspace: Workspace, setup: Setup, result: ShardResult) -> str:
         secure_randomness=workspace.ledger.get("insecure_seed") is None,
         space=result.space,
         parameters=parameters_digest(parameters) if parameters else None,
+        curvature=curvature_digest(curvature) if curvature else None,
     )
     private = {
         "examples": list(result.example_ids),
         "num_units": result.num_units,
         "timing_s": dict(result.timing_s),
     }
-    workspace.save_component(record, arrays, private=private, parameters=parameters)
+    workspace.save_component(record, arrays, private=private, parameters=parameters, curvature=curvature)
     workspace.ledger.commit(result.run_id, component=identity)
     return identity
 

@@ -42,7 +42,7 @@ def train(
     cancelled: Callable[[], bool] | None = None,
     controller: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Train one component a shard, compose them with equal weights, evaluate, and commit a model version.
+    """Train one component a shard, compose them as the recipe says, evaluate, and commit a model version.
 
     The same recipe on the same workspace resumes, or returns what is there; another recipe is refused. Everything that
     can be refused is refused before a private row is read. Returns the contract's `train` object.
@@ -208,7 +208,7 @@ def _learn(ws: Workspace, recipe: Recipe, setup: Setup, *, runner: _Runner, watc
     timing["shards"] = time.perf_counter() - started
     started = time.perf_counter()
     components = [component for _, component in sorted(committed(ws).items())]
-    composition = Composition.uniform(setup.base_digest, components, combine=recipe.compose)
+    composition = Composition.uniform(setup.base_digest, components, combine=recipe.compose.rule)
     cache = evaluation.refresh(
         ws,
         setup,

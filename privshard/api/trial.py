@@ -17,15 +17,17 @@ from privshard.api import constants, worker
 from privshard.api.methods import make_method
 from privshard.api.recipe import Recipe
 from privshard.api.setup import Setup, make_setup
+from privshard.composition.curvature import Held, by_curvature
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, Method, initial
+from privshard.core.model import Combine
 from privshard.core.partition import Partition
 from privshard.data.examples import SourceRow, subject_of_image
 from privshard.data.images import image_batches
 from privshard.models.base import Base
 from privshard.privacy.stream import insecure_key
 from privshard.training.gather import take
-from privshard.training.shard import train_shard
+from privshard.training.shard import Trained, train_shard
 
 _FOLDS, _SHARDS = b"\1" * 32, b"\2" * 32
 """Public keys: which fold, and which shard, a subject falls in. A workspace draws its own, secret ones."""
@@ -140,7 +142,7 @@ class Trial:
             torch.cuda.synchronize(device)
         train_s = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        logits_BC = self._logits(components, score_B)
+        logits_BC = self._logits(self._composed(components), score_B)
         right_B = logits_BC.argmax(1) == self.labels_B[torch.from_numpy(score_B).to(device)]
         right_B &= torch.isfinite(logits_BC).all(1)
         return Score(float(right_B.double().mean()), len(score_B), train_s, peak)
@@ -150,10 +152,10 @@ class Trial:
         shard_B = np.array([partition.shard_of(self.rows.subjects[row]) for row in train_B])
         return [(shard, train_B[shard_B == shard]) for shard in range(self.recipe.shards)]
 
-    def _component(self, shard: int, rows: np.ndarray, *, lr: float, seed: int) -> dict[str, Tensor]:
+    def _component(self, shard: int, rows: np.ndarray, *, lr: float, seed: int) -> Trained:
         device, flags, plan = self.labels_B.device, self.recipe.flags(), self.setup.plan
         by_subject = plan.unit == "subject"
-        trained = train_shard(
+        return train_shard(
             self.method,
             take(self.constants, rows, device=device) if len(rows) else None,
             labels_B=self.labels_B[torch.from_numpy(rows).to(device)],
@@ -164,13 +166,16 @@ class Trial:
             max_rows=flags.micro_batch * self.method.batch_scale,
             dtype=getattr(torch, flags.dtype),
         )
-        return {name: tensor.to(device) for name, tensor in trained.tensors.items()}
+
+    def _composed(self, components: Sequence[Trained]) -> list[dict[str, Tensor]]:
+        """The displacements whose logits are averaged: one, or one a component for an ensemble."""
+        device = self.labels_B.device
+        if self.recipe.compose.rule == "ensemble":
+            return [{name: tensor.to(device) for name, tensor in part.tensors.items()} for part in components]
+        return [composed_in_memory(components, rule=self.recipe.compose.rule, device=device)]
 
     def _logits(self, components: Sequence[dict[str, Tensor]], score_B: np.ndarray) -> Tensor:
-        """Logits (B, C) of the composition: of the averaged displacement, or averaged over the components."""
-        if self.recipe.compose == "average":
-            names = components[0]
-            components = [{name: torch.stack([part[name] for part in components]).mean(0) for name in names}]
+        """Logits (B, C) averaged over displacements."""
         flags, device = self.recipe.flags(), self.labels_B.device
         dtype = getattr(torch, flags.dtype)
         step, found = flags.micro_batch * self.method.batch_scale, []
@@ -180,6 +185,29 @@ class Trial:
                 each = [self.method.logits(batch, component).float() for component in components]
             found.append(torch.stack(each).mean(0))
         return torch.cat(found)
+
+
+def composed_in_memory(
+    components: Sequence[Trained], *, rule: Combine, device: torch.device | str
+) -> dict[str, Tensor]:
+    """One displacement of shards that were just trained, of equal weights."""
+    names = components[0].tensors
+    if rule != "curvature":
+        return {name: torch.stack([part.tensors[name] for part in components]).mean(0).to(device) for name in names}
+    ids = [f"{number:06d}" for number in range(len(components))]
+    found = by_curvature(
+        {
+            i: Held({name: x.numpy() for name, x in part.tensors.items()})
+            for i, part in zip(ids, components, strict=True)
+        },
+        {
+            i: Held({name: x.numpy() for name, x in part.curvature.items()})
+            for i, part in zip(ids, components, strict=True)
+        },
+        dict.fromkeys(ids, 1 / len(ids)),
+        shapes={name: tuple(tensor.shape) for name, tensor in names.items()},
+    )
+    return {name: torch.from_numpy(array).to(device) for name, array in found.items()}
 
 
 def pixels_of(rows: Rows, base: Base, *, threads: int) -> Tensor:

@@ -162,9 +162,10 @@ class _Bench:
         return total
 
     def _composed(self, recipe: Recipe, encoded: _Encoded, labels: Tensor, fold: int, count: Any) -> dict[str, Tensor]:
-        """The average of the shards' components, learnt without one fold."""
+        """The shards' components, learnt without one fold, as one displacement."""
         import torch
 
+        from privshard.api.trial import composed_in_memory
         from privshard.core.partition import Partition
         from privshard.privacy.stream import fresh_key
         from privshard.training.shard import train_shard
@@ -190,9 +191,9 @@ class _Bench:
                 root_key=fresh_key(),
                 max_rows=recipe.flags().micro_batch * encoded.method.batch_scale,
             )
-            found.append(trained.tensors)
+            found.append(trained)
             count()
-        return {name: torch.stack([item[name] for item in found]).mean(0).to(encoded.device) for name in found[0]}
+        return composed_in_memory(found, rule=recipe.compose.rule, device=encoded.device)
 
     def _plan(self, recipe: Recipe, encoded: _Encoded) -> MechanismPlan:
         """The mechanism that the recipe's own training would have; fewer units take part in a fold."""

@@ -73,6 +73,7 @@ def run_job(job: ShardJob, base_state: Mapping[str, np.ndarray] | None, on_progr
         num_units=len(set(units)),
         timing_s={"encode": encode_s, "train": trained.train_s},
         parameters={name: tensor.numpy() for name, tensor in trained.parameters.items()},
+        curvature={name: tensor.numpy() for name, tensor in trained.curvature.items()},
     )
 
 

@@ -125,9 +125,7 @@ def by_curvature(
     )
 
 
-def check_curvature(
-    component: str, kept: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def check_curvature(component: str, kept: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """VerificationError unless a curvature has a factor and a ridge of every tensor, with as many directions for each,
     and otherwise at most a center of the head's width."""
     directions = {kept.get(FACTOR + name, ())[:1] for name in shapes}
@@ -253,14 +251,10 @@ def _head_ridge(around: Tensors) -> np.ndarray:
     width = around.get_slice(FACTOR + _WEIGHT)
     size = (width.shape if isinstance(width, np.ndarray) else width.get_shape())[2]
     center = np.zeros(size)
-    if CENTER in _names(around):
+    if CENTER in frozenset(around.keys()):
         center = np.asarray(around.get_tensor(CENTER), dtype=np.float64)
     tied = np.append(center, 1.0)
     return np.diag(np.append(np.full(size, weight), 0.0)) + bias * np.outer(tied, tied)
-
-
-def _names(tensors: Tensors) -> frozenset[str]:
-    return frozenset(tensors.keys())
 
 
 def _shapes(handle: Tensors) -> dict[str, tuple[int, ...]]:

@@ -76,8 +76,8 @@ class ShardJob:
 class ShardResult:
     """What a worker sends back: the component's tensors, and confidential facts that stay in the workspace.
 
-    parameters: what was trained, beyond what `tensors` hold, where those are a function of it. curvature: of the shard's
-    objective at its optimum, where the job asks for it.
+    parameters: what was trained, beyond what `tensors` hold, where those are a function of it. curvature: of the
+    shard's objective at its optimum, where the job asks for it.
     """
 
     run_id: str

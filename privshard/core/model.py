@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from privshard.core.digest import json_digest
 from privshard.core.errors import InputError, VerificationError
 from privshard.core.privacy import PrivacySpend
 
 Space = Literal["tangent", "weight", "prompt"]
-Combine = Literal["average", "ensemble"]
+Combine = Literal["average", "ensemble", "curvature"]
 Head = Literal["random", "orthogonal", "public"]
 
 
@@ -46,7 +46,8 @@ class ComponentRecord:
     """Everything public about one component; which examples it learnt from stays in a private side file.
 
     parameters: digest of the parameters that the displacement is a function of, kept beside it; None where the
-    displacement itself is what was trained.
+    displacement itself is what was trained. curvature: digest of the curvature kept beside it; None where there is
+    none.
     """
 
     id: str
@@ -59,6 +60,7 @@ class ComponentRecord:
     secure_randomness: bool
     space: Space = "tangent"
     parameters: str | None = None
+    curvature: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -78,7 +80,9 @@ class Composition:
     Those in `added` (edits) add: dropping one leaves the other weights as they are, and dropping a shard component
     leaves theirs. combine: "average", one model displaced by sum_i weight_i D_i; "ensemble", the mean of the logits of
     one model for each shard component, each displaced by that component and by everything that is added. Both are the
-    same model where components are linear in their displacement.
+    same model where components are linear in their displacement. "curvature", one model displaced by the average that
+    weighs every direction by each component's curvature there (`privshard.composition.curvature`), and by what is
+    added.
     """
 
     base: str
@@ -90,8 +94,8 @@ class Composition:
         unknown = sorted(self.added - self.weights.keys())
         if unknown:
             raise InputError(f"Composition: expected a weight for every added component, {unknown} have none.")
-        if self.combine not in ("average", "ensemble"):
-            raise InputError(f"compose: expected average or ensemble, got {self.combine!r}.")
+        if self.combine not in get_args(Combine):
+            raise InputError(f"compose: expected average, ensemble or curvature, got {self.combine!r}.")
 
     @property
     def digest(self) -> str:

@@ -24,10 +24,11 @@ class Evidence:
 
     base_logits_BC: f0. component_logits: id -> z_i, what i alone adds, (B, C), one for every weighted component.
     weights: id -> public weight, positive. labels_B: index into `classes`. run_logits: where the logits of a
-    composition don't follow from those of its components (averages of displacements that aren't linear), what running
-    gave: under None the whole composition's, under an id those of the composition without it. Other subsets are then
-    taken as ensembles, which the averages approximate. edit_logits: id -> what an edit adds to every composition;
-    base_logits_BC holds all of them.
+    composition don't follow from those of its components (averages of displacements that aren't linear, or by
+    curvature), what running gave: under None the whole composition's, under an id those of the composition without it.
+    Other subsets are then taken as ensembles, which the averages approximate. edit_logits: id -> what an edit adds to
+    every composition; base_logits_BC holds all of them.
+
 
     Anything else is an InputError. Rows are usually held out, personal data: nothing computed from them is covered
     by the guarantee of the components.

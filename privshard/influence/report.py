@@ -9,6 +9,7 @@ import numpy as np
 
 from privshard.composition.metrics import correct_rows, mean_or_none
 from privshard.core.errors import InputError
+from privshard.core.model import Combine
 from privshard.influence import shapley
 from privshard.influence.evidence import Evidence
 from privshard.influence.geometry import Geometry
@@ -23,7 +24,12 @@ MIN_PAIRS = 32
 
 
 def influence_report(
-    evidence: Evidence, geometry: Geometry, *, shards: Mapping[str, int], rng: np.random.Generator
+    evidence: Evidence,
+    geometry: Geometry,
+    *,
+    shards: Mapping[str, int],
+    rng: np.random.Generator,
+    combine: Combine = "average",
 ) -> dict[str, Any]:
     """Everything known about what the components of one composition do, as plain JSON values.
 
@@ -39,7 +45,8 @@ def influence_report(
     shapley_logit is the mean over rows of the value for the true class's logit: in closed form for the plain mean, else
     by the same two ways. What zero rows cannot tell is None.
 
-    geometry: of the same components. shards: component id -> shard. rng: for sampled orders only.
+    geometry: of the same components. shards: component id -> shard. rng: for sampled orders only. combine: by which
+    rule a composition that had to be run was made; the note says what follows from that.
 
     Raises InputError where the three disagree on the components.
 
@@ -74,14 +81,15 @@ def influence_report(
             "cosine": [[cosines[i][j] for j in order] for i in order],
         },
         "shapley": {"accuracy": _method(accuracy_shapley), "logit": _method(logit_shapley)},
-        "note": note(len(evidence.labels_B), approximate=evidence.run_logits is not None),
+        "note": note(len(evidence.labels_B), run=None if evidence.run_logits is None else combine),
     }
 
 
-def note(num_rows: int, *, approximate: bool = False) -> str:
+def note(num_rows: int, *, run: Combine | None = None) -> str:
     """Which rows the numbers come from, and what guarantee they have: none.
 
-    approximate: the components aren't linear and are averaged, so that only some numbers are of that model.
+    run: the rule of a composition whose logits don't follow from those of its components, so that only some numbers are
+    of that model; None where all are.
     """
     weights = "Weight distances and conflict use the components alone and have the guarantee of the components."
     if not num_rows:
@@ -89,15 +97,22 @@ def note(num_rows: int, *, approximate: bool = False) -> str:
     rows = "1 held-out row, which is" if num_rows == 1 else f"{num_rows} held-out rows, which are"
     return (
         f"Accuracies, logit shifts and Shapley values were computed on {rows} personal data: they are exact facts "
-        f"about those rows and are not covered by the privacy guarantee. {weights}{_APPROXIMATE if approximate else ''}"
+        f"about those rows and are not covered by the privacy guarantee. {weights}{_RUN.get(run, '')}"
     )
 
 
-_APPROXIMATE = (
-    " The components are not linear in their displacement and are averaged: accuracies and logit shifts, with and "
-    "without a component, come from running the averaged models; Shapley values are those of the ensemble of the "
-    "components, which an average approximates."
-)
+_RUN: Mapping[Combine | None, str] = {
+    "average": (
+        " The components are not linear in their displacement and are averaged: accuracies and logit shifts, with and "
+        "without a component, come from running the averaged models; Shapley values are those of the ensemble of the "
+        "components, which an average approximates."
+    ),
+    "curvature": (
+        " The components are composed by their curvature: accuracies and logit shifts, with and without a component, "
+        "come from running the models that are composed so; Shapley values are those of the plain average of the "
+        "components."
+    ),
+}
 
 
 def _shapley(evidence: Evidence, rng: np.random.Generator) -> tuple[Estimate | None, Estimate | None]:

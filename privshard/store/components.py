@@ -1,4 +1,5 @@
-"""Component files: the tensors, parameters where the method has some, the public record and the private side file."""
+"""Component files: the tensors, what stands beside them (parameters, curvature), the public record and the private side
+file."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from privshard.core.errors import InputError, VerificationError
 from privshard.core.model import ComponentRecord
 from privshard.store.layout import (
     COMPONENTS,
+    CURVATURE,
     PARAMETERS,
     PRIVATE,
     component_path,
     component_record_path,
+    curvature_path,
     parameters_path,
     private_path,
 )
@@ -32,10 +35,11 @@ def save_component(
     *,
     private: Mapping[str, Any],
     parameters: Mapping[str, np.ndarray] | None = None,
+    curvature: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a component's files, the record last. Saving the same component again changes nothing.
 
-    InputError where `record.id` is not its `component_id`, or `record.parameters` not the digest of its parameters.
+    InputError where `record.id` is not its `component_id`, or the record names other parameters or another curvature.
     """
     digest = _identity(record, arrays)
     if digest != record.id:
@@ -44,15 +48,21 @@ def save_component(
             f"and {record.space} space, {digest}, got {record.id}.",
             remedy="Take the id from component_id.",
         )
-    given = parameters_digest(parameters) if parameters else None
-    if given != record.parameters:
-        raise InputError(
-            f"Component of shard {record.shard}: expected parameters of digest {record.parameters}, got {given}.",
-            remedy="Take the digest from parameters_digest.",
-        )
+    beside = (
+        ("parameters", parameters, record.parameters, parameters_digest, parameters_path),
+        ("curvature", curvature, record.curvature, curvature_digest, curvature_path),
+    )
+    for kind, tensors, wanted, digest_of, _ in beside:
+        given = digest_of(tensors) if tensors else None
+        if given != wanted:
+            raise InputError(
+                f"Component of shard {record.shard}: expected {kind} of digest {wanted}, got {given}.",
+                remedy=f"Take the digest from {kind}_digest.",
+            )
     path = component_record_path(record.id)
-    if parameters:
-        save_tensors(store, parameters_path(record.id), parameters, {"base": record.base, "component": record.id})
+    for _, tensors, _, _, place in beside:
+        if tensors:
+            save_tensors(store, place(record.id), tensors, {"base": record.base, "component": record.id})
     store.write_json(private_path(record.id), private)
     save_tensors(store, component_path(record.id), arrays, {"base": record.base, "space": record.space})
     store.write_json(path, record.to_json())
@@ -82,16 +92,14 @@ def load_parameters(store: ObjectStore, component: str) -> dict[str, np.ndarray]
     """The parameters that the tensors are a function of; empty where the record names none. VerificationError where
     the file is missing or the digest is another."""
     wanted = load_record(store, component).parameters
-    if wanted is None:
-        return {}
-    arrays, _ = load_tensors(store, parameters_path(component))
-    digest = parameters_digest(arrays)
-    if digest != wanted:
-        raise VerificationError(
-            f"Component {component}: expected parameters of digest {wanted}, got {digest}.",
-            remedy="Restore the file from a backup, or retrain the shard.",
-        )
-    return arrays
+    return {} if wanted is None else _beside(store, component, "parameters", wanted)
+
+
+def load_curvature(store: ObjectStore, component: str) -> dict[str, np.ndarray]:
+    """The curvature around a component; empty where the record names none. VerificationError where the file is missing
+    or the digest is another."""
+    wanted = load_record(store, component).curvature
+    return {} if wanted is None else _beside(store, component, "curvature", wanted)
 
 
 def load_record(store: ObjectStore, component: str) -> ComponentRecord:
@@ -111,13 +119,13 @@ def load_record(store: ObjectStore, component: str) -> ComponentRecord:
 
 def component_ids(store: ObjectStore) -> list[str]:
     """Every id of which any file is there, sorted. Which components count is for the ledger to say."""
-    folders = (COMPONENTS, PARAMETERS, PRIVATE)
+    folders = (COMPONENTS, PARAMETERS, CURVATURE, PRIVATE)
     return sorted({PurePosixPath(path).stem for folder in folders for path in store.list(folder)})
 
 
 def delete_component(store: ObjectStore, component: str) -> None:
     """Delete a component's files, the record last, so that an interrupted deletion may be repeated."""
-    for path in (component_path, parameters_path, private_path, component_record_path):
+    for path in (component_path, parameters_path, curvature_path, private_path, component_record_path):
         store.delete(path(component))
 
 
@@ -130,6 +138,27 @@ def component_id(arrays: Mapping[str, np.ndarray], *, base: str, space: str, sha
 def parameters_digest(parameters: Mapping[str, np.ndarray]) -> str:
     """The digest of the parameters that a displacement is a function of."""
     return tensors_digest(parameters, "parameters")
+
+
+def curvature_digest(curvature: Mapping[str, np.ndarray]) -> str:
+    """The digest of the curvature around a component."""
+    return tensors_digest(curvature, "curvature")
+
+
+def _beside(store: ObjectStore, component: str, kind: str, wanted: str) -> dict[str, np.ndarray]:
+    """The tensors of this kind beside a component, checked."""
+    path, digest_of = {
+        "parameters": (parameters_path, parameters_digest),
+        "curvature": (curvature_path, curvature_digest),
+    }[kind]
+    arrays, _ = load_tensors(store, path(component))
+    digest = digest_of(arrays)
+    if digest != wanted:
+        raise VerificationError(
+            f"Component {component}: expected {kind} of digest {wanted}, got {digest}.",
+            remedy="Restore the file from a backup, or retrain the shard.",
+        )
+    return arrays
 
 
 def _identity(record: ComponentRecord, arrays: Mapping[str, np.ndarray]) -> str:

@@ -13,6 +13,7 @@ LEDGER_URL = "ledger.url"
 COMPONENTS = "components"
 PRIVATE = "private"
 PARAMETERS = "parameters"
+CURVATURE = "curvature"
 CACHE = "cache"
 EDITS = "edits"
 LOCATORS = "locators"
@@ -69,6 +70,11 @@ def component_record_path(component: str) -> str:
 def parameters_path(component: str) -> str:
     """The parameters that a component's tensors are a function of, where the method has such."""
     return f"{PARAMETERS}/{_name(component)}.safetensors"
+
+
+def curvature_path(component: str) -> str:
+    """The curvature around a component, where its composition needs it: confidential, and gone with the component."""
+    return f"{CURVATURE}/{_name(component)}.safetensors"
 
 
 def private_path(component: str) -> str:

@@ -174,6 +174,7 @@ class Workspace:
     component_path = staticmethod(layout.component_path)
     component_record_path = staticmethod(layout.component_record_path)
     parameters_path = staticmethod(layout.parameters_path)
+    curvature_path = staticmethod(layout.curvature_path)
     private_path = staticmethod(layout.private_path)
     model_path = staticmethod(layout.model_path)
     receipt_path = staticmethod(layout.receipt_path)
@@ -188,9 +189,12 @@ class Workspace:
         *,
         private: Mapping[str, Any],
         parameters: Mapping[str, np.ndarray] | None = None,
+        curvature: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Write a component's files; see `store.components.save_component`."""
-        components.save_component(self.objects, record, arrays, private=private, parameters=parameters or {})
+        components.save_component(
+            self.objects, record, arrays, private=private, parameters=parameters, curvature=curvature
+        )
 
     def load_component(self, component: str) -> tuple[ComponentRecord, dict[str, np.ndarray]]:
         """A component's record and verified tensors; its space is `record.space`."""
@@ -199,6 +203,10 @@ class Workspace:
     def load_parameters(self, component: str) -> dict[str, np.ndarray]:
         """The verified parameters that a component's tensors are a function of; empty where it has none."""
         return components.load_parameters(self.objects, component)
+
+    def load_curvature(self, component: str) -> dict[str, np.ndarray]:
+        """The verified curvature around a component; empty where it has none."""
+        return components.load_curvature(self.objects, component)
 
     def load_record(self, component: str) -> ComponentRecord:
         """A component's public record alone."""

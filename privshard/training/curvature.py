@@ -41,12 +41,14 @@ def curvature(
 
         d^T (sum_i J_i^T Q_i J_i) d  +  n ridge |u(d)|^2,
 
-    of which the first part is kept by its `rank` strongest directions in the coordinates u that were learnt in, so that
-    nothing of the ridge is lost. Sums, not means: a shard with more rows weighs more, and one without rows nothing.
+    of which the first part is kept by its `rank` strongest directions in the coordinates u that were learnt in, and by
+    one number t for all others: the next eigenvalue. Taken as none, a direction would be decided by whichever shard
+    happens to keep it; with t, what no shard keeps is averaged. Sums, not means: a shard with more rows weighs more,
+    and one without rows nothing.
 
-    Returns, in the coordinates of the base itself: "factor/NAME" (R, *shape), F with F^T F the first part; "ridge/NAME",
-    a scalar n ridge / s^2; and where there is a mean, "center" (D,). R = min(rank, P) whatever the shard holds. Exact
-    where R is at least the rank of the first part, up to rounding.
+    Returns, in the coordinates of the base itself: "factor/NAME" (R, *shape), F with F^T F + t |u(d)|^2 the first part;
+    "ridge/NAME", a scalar (n ridge + t) / s^2; and where there is a mean, "center" (D,). R = min(rank, P) whatever the
+    shard holds. Exact where R is at least the rank of the first part, up to rounding: t is 0 then.
 
     Not private: every number here depends on rows without noise.
 
@@ -58,22 +60,29 @@ def curvature(
     scales = scales_of(method)
     size = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
     kept, rows = min(rank, size), len(labels_n) if constants is not None else 0
-    found = {f"ridge/{name}": torch.tensor(rows * ridge / scales[name] ** 2, dtype=torch.float64) for name in shapes}
+    found: dict[str, Tensor] = {}
     if constants is None:
-        found |= {f"factor/{name}": torch.zeros(kept, *shape) for name, shape in shapes.items()}
+        for name, shape in shapes.items():
+            found[f"factor/{name}"] = torch.zeros(kept, *shape)
+            found[f"ridge/{name}"] = torch.zeros((), dtype=torch.float64)
         return found | ({} if mean_D is None else {CENTER: torch.zeros_like(mean_D, dtype=torch.float64)})
     centred = method if mean_D is None else method.centered(mean_D)
     assert isinstance(centred, LinearMethod)
     ids = [f"{row:012d}" for row in range(rows)]
     jacobian = LinearMap(centred, constants, ids=ids, max_rows=max_rows, device=labels_n.device)
-    logits_nC = jacobian.base_nC + jacobian.times(jacobian.flat({name: x.to(jacobian.device) for name, x in at.items()}))
+    logits_nC = jacobian.base_nC + jacobian.times(
+        jacobian.flat({name: x.to(jacobian.device) for name, x in at.items()})
+    )
     convex = ConvexLoss(loss, labels_n)
 
     def product(direction_RP: Tensor) -> Tensor:
         moved_RnC = jacobian.times_each(direction_RP)
         return jacobian.transposed_each(torch.stack([convex.curvature(logits_nC, m_nC) * rows for m_nC in moved_RnC]))
 
-    factor_RP = strongest(product, size=jacobian.size, rank=kept, device=jacobian.device)
+    factor_RP = strongest(product, size=jacobian.size, rank=min(kept + 1, size), device=jacobian.device)
+    factor_RP, tail = _split(factor_RP, rank=kept)
+    for name in shapes:
+        found[f"ridge/{name}"] = torch.tensor((rows * ridge + tail) / scales[name] ** 2, dtype=torch.float64)
     parts = factor_RP.split([tensor.numel() for tensor in jacobian.zero.values()], dim=1)
     factors = {
         name: part_RP.reshape(kept, *shape) / scales[name]
@@ -116,6 +125,14 @@ def strongest(
         found_RP = (turn_RR.mT @ root_RP).flip(0)[:rank]
         factor_RP[: len(found_RP)] = found_RP
     return factor_RP
+
+
+def _split(factor_RP: Tensor, *, rank: int) -> tuple[Tensor, float]:
+    """The first `rank` rows without what all directions share, and that: the squared length of the next row."""
+    squares_R = factor_RP.square().sum(1)
+    tail = float(squares_R[rank]) if rank < len(squares_R) else 0.0
+    left_R = torch.where(squares_R > 0, 1 - tail / squares_R, 0.0).clamp_min(0)[:rank]
+    return left_R.sqrt()[:, None] * factor_RP[:rank], tail
 
 
 def _orthonormal(rows_RP: Tensor) -> Tensor:

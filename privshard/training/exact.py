@@ -24,7 +24,7 @@ from privshard.training.solver import solve
 
 @dataclass(frozen=True)
 class Exact:
-    """The optimum, and the curvature of its objective there (`privshard.training.curvature`), where it was asked for."""
+    """The optimum, and where it was asked for the curvature there (`privshard.training.curvature`)."""
 
     tensors: dict[str, Tensor]
     curvature: dict[str, Tensor]

@@ -14,7 +14,6 @@ from torch import Tensor
 from privshard.core.method import Constants, LinearMethod
 from privshard.training.gather import take
 
-
 _TOGETHER = 16  # directions whose products are computed at once
 
 

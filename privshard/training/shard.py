@@ -30,8 +30,8 @@ class Trained:
     """A shard's displacement (fp32, on the CPU) and how long it took to learn. The time is confidential.
 
     parameters: what was trained, beyond what the displacement holds under the same name: nothing for methods that
-    train the displacement itself. It is part of the same release. curvature: of the objective at an exact optimum, where
-    params.curvature_rank asks for it; never under differential privacy.
+    train the displacement itself. It is part of the same release. curvature: of the objective at an exact optimum,
+    where params.curvature_rank asks for it; never under differential privacy.
     """
 
     tensors: dict[str, Tensor]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from privshard.composition.curvature import RIDGE, check_curvature
 from privshard.core.errors import PrivshardError, VerificationError
 from privshard.core.model import ComponentRecord
 from privshard.store.layout import (
     COMPONENTS,
+    CURVATURE,
     PARAMETERS,
     PRIVATE,
     component_path,
     component_record_path,
+    curvature_path,
     parameters_path,
     private_path,
 )
@@ -28,7 +33,7 @@ def components(evidence: Evidence) -> Finding:
             continue
         records.append(found.record)
         wrong = _against_ledger(found.record, runs.get(component), evidence)
-        problems += _parameters(evidence, component)
+        problems += [*_parameters(evidence, component), *_curvature(evidence, found)]
         problems += [f"Component {component}: {words}" for words in wrong]
     problems += _among_each_other(records)
     return Finding(problems, f"{len(records)} component(s), whole, committed, and with records that agree.")
@@ -48,9 +53,9 @@ def component_shapes(evidence: Evidence) -> Finding:
 
 def leftover_components(evidence: Evidence) -> Finding:
     """No file of a dropped, replaced or uncommitted component is left, its example list included."""
-    paths = (component_path, component_record_path, parameters_path, private_path)
+    paths = (component_path, component_record_path, parameters_path, curvature_path, private_path)
     expected = {path(component) for component in evidence.live for path in paths}
-    objects, folders = evidence.workspace.objects, (COMPONENTS, PARAMETERS, PRIVATE)
+    objects, folders = evidence.workspace.objects, (COMPONENTS, PARAMETERS, CURVATURE, PRIVATE)
     left = [path for folder in folders for path in objects.list(folder) if path not in expected]
     return Finding([f"{path} belongs to no component that counts." for path in left], "None is left.")
 
@@ -87,6 +92,25 @@ def _parameters(evidence: Evidence, component: str) -> list[str]:
         evidence.workspace.load_parameters(component)
     except PrivshardError as error:
         return [error.message]
+    return []
+
+
+def _curvature(evidence: Evidence, found: Loaded) -> list[str]:
+    """Whether the curvature beside a component is the one that its record names, about these tensors and positive; and
+    whether there is one exactly where the composition goes by it."""
+    component = found.record.id
+    try:
+        kept = evidence.workspace.load_curvature(component)
+        if evidence.model.composition.combine != "curvature":
+            return [f"Component {component} has a curvature, which its composition doesn't use."] if kept else []
+        shapes = {name: shape for name, (_, shape) in found.kinds.items()}
+        check_curvature(component, {name: array.shape for name, array in kept.items()}, shapes)
+    except PrivshardError as error:
+        return [error.message]
+    finite = all(np.isfinite(array).all() for array in kept.values())
+    ridges = [float(array) for name, array in kept.items() if name.startswith(RIDGE)]
+    if not finite or min(ridges) < 0:
+        return [f"Component {component}: its curvature holds numbers that aren't finite, or a ridge below 0."]
     return []
 
 

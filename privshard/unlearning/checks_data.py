@@ -9,6 +9,7 @@ from privshard.core.errors import PrivshardError
 from privshard.data.shards import DATA_DIRECTORY, part_path, scan_for_subjects
 from privshard.store.layout import (
     COMPONENTS,
+    CURVATURE,
     EDITS,
     LEDGER,
     LEDGER_URL,
@@ -33,6 +34,7 @@ _KNOWN = (
     "cache",
     COMPONENTS,
     PARAMETERS,
+    CURVATURE,
     PRIVATE,
     EDITS,
     LOCATORS,

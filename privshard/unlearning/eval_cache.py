@@ -134,7 +134,8 @@ class EvalCache:
         logits_BC = self.logits(composition)
         found = metrics(logits_BC, self.labels_B, classes)
         ensemble = replace(composition, combine="ensemble")
-        if arithmetic(composition, linear=self.linear) or not self.covers(ensemble):
+        exact = composition.combine != "average" or arithmetic(composition, linear=self.linear)
+        if exact or not self.covers(ensemble):
             return found
         error = averaging_error(logits_BC, self.logits(ensemble), self.base_BC, self.labels_B)
         return {**found, "averaging_error": error}
@@ -149,7 +150,8 @@ def save(workspace: Workspace, cache: EvalCache) -> None:
     }
     arrays |= {_MODEL + digest: model.logits_BC.astype(np.float32) for digest, model in cache.models.items()}
     metadata = {"format": _LOGITS, "ids": json.dumps(cache.ids)}
-    if not cache.linear:
+    if not cache.linear or cache.models:
+        metadata["linear"] = json.dumps(cache.linear)
         models = [model.composition.to_json() for _, model in sorted(cache.models.items())]
         metadata["models"] = json.dumps(models)
     save_tensors(workspace.objects, LOGITS_PATH, arrays, {**metadata, "digest": _digest(arrays, metadata)})
@@ -170,7 +172,7 @@ def load(workspace: Workspace) -> EvalCache | None:
             found.arrays[_LABELS],
             found.arrays[_BASE],
             logits,
-            linear="models" not in found.metadata,
+            linear="models" not in found.metadata or json.loads(found.metadata.get("linear", "false")) is True,
             models={model.digest: ModelLogits(model, found.arrays[_MODEL + model.digest]) for model in models},
         )
     except (KeyError, InputError, VerificationError):
@@ -178,8 +180,8 @@ def load(workspace: Workspace) -> EvalCache | None:
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    models = (metadata["models"],) if "models" in metadata else ()
-    return tensors_digest(arrays, _LOGITS, metadata["ids"], *models)
+    further = [metadata[name] for name in ("models", "linear") if name in metadata]
+    return tensors_digest(arrays, _LOGITS, metadata["ids"], *further)
 
 
 def save_constants(

@@ -43,21 +43,22 @@ def test_a_component_comes_back_whole(store, space):
     assert components.component_ids(store) == [record.id]
 
 
-def test_parameters_come_and_go_with_their_component(store):
+@pytest.mark.parametrize("kind", ["parameters", "curvature"])
+def test_what_stands_beside_a_component_comes_and_goes_with_it(store, kind):
     record, arrays = make("weight")
-    parameters = {"gift.all.phi": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    record = dataclasses.replace(record, parameters=components.parameters_digest(parameters))
-    components.save_component(store, record, arrays, private={}, parameters=parameters)
-    found = components.load_parameters(store, record.id)
-    assert {name: array.tobytes() for name, array in found.items()} == {
-        name: array.tobytes() for name, array in parameters.items()
+    tensors = {"gift.all.phi": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    record = dataclasses.replace(record, **{kind: getattr(components, f"{kind}_digest")(tensors)})
+    components.save_component(store, record, arrays, private={}, **{kind: tensors})
+    load = getattr(components, f"load_{kind}")
+    assert {name: array.tobytes() for name, array in load(store, record.id).items()} == {
+        name: array.tobytes() for name, array in tensors.items()
     }
-    path = f"parameters/{record.id}.safetensors"
+    path = f"{kind}/{record.id}.safetensors"
     data = bytearray(store.read(path))
     data[-1] ^= 1
     store.write(path, bytes(data))
-    with pytest.raises(VerificationError, match="expected parameters of digest"):
-        components.load_parameters(store, record.id)
+    with pytest.raises(VerificationError, match=f"expected {kind} of digest"):
+        load(store, record.id)
     components.delete_component(store, record.id)
     assert store.list() == []
 
@@ -66,8 +67,10 @@ def test_parameters_that_the_record_does_not_name_are_refused(store):
     record, arrays = make()
     with pytest.raises(InputError, match="expected parameters of digest None, got"):
         components.save_component(store, record, arrays, private={}, parameters={"a": np.zeros(1, dtype=np.float32)})
+    with pytest.raises(InputError, match="expected curvature of digest None, got"):
+        components.save_component(store, record, arrays, private={}, curvature={"a": np.zeros(1, dtype=np.float32)})
     components.save_component(store, record, arrays, private={})
-    assert components.load_parameters(store, record.id) == {}
+    assert components.load_parameters(store, record.id) == components.load_curvature(store, record.id) == {}
 
 
 def test_wrong_id_space_or_base_is_refused_before_anything_is_written(store):

@@ -42,7 +42,7 @@ def train(method, make_shard, ids, *, params=PARAMS, plan=PLAIN):
 
 
 def curved(method, shard, tensors, direction, *, loss):
-    """The Hessian of the summed loss over the rows of a shard times a direction: every row of the Jacobian is formed, in
+    """The Hessian of the summed loss over a shard's rows times a direction: every row of the Jacobian is formed, in
     double precision."""
     jacobian = LinearMap(method, shard.constants, ids=[f"{row:03d}" for row in range(len(shard.labels_B))])
     num, classes = jacobian.base_nC.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,21 @@ def test_it_survives_the_file(world):
     assert not found.linear
     assert found.models[BOTH.digest].composition == BOTH
     np.testing.assert_array_equal(found.logits(BOTH), cache.logits(BOTH))
+
+
+def test_linear_components_may_have_compositions_that_were_run(world):
+    curved = Composition.uniform("base", ["a", "b"], combine="curvature")
+    cache = replace(make_cache(), linear=True, models={})
+    assert not cache.covers(curved)
+    assert cache.covers(BOTH)
+    eval_cache.save(world.workspace, cache.with_model(curved, 2 * cache.base_BC))
+    found = eval_cache.load(world.workspace)
+    assert found is not None
+    assert found.linear
+    np.testing.assert_array_equal(found.logits(curved), 2 * cache.base_BC)
+    assert "averaging_error" not in found.metrics(curved, CLASSES)
+    alone = curved.without({"b"})
+    np.testing.assert_allclose(found.logits(alone), cache.base_BC + cache.component_logits["a"], rtol=1e-6)
 
 
 def test_erasing_rows_and_components_reaches_compositions(world):
