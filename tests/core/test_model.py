@@ -85,7 +85,7 @@ def test_what_adds_has_a_weight_and_occurs_once():
         Composition("b", {"c0": 1.0}, frozenset({"edit"}))
     with pytest.raises(InputError, match="once"):
         Composition("b", {"c0": 1.0}).adding("c0")
-    with pytest.raises(InputError, match=r"average or ensemble.*'median'"):
+    with pytest.raises(InputError, match=r"average, ensemble or curvature.*'median'"):
         Composition("b", {"c0": 1.0}, combine="median")
 
 
