@@ -29,7 +29,6 @@ class Evidence:
     Other subsets are then taken as ensembles, which the averages approximate. edit_logits: id -> what an edit adds to
     every composition; base_logits_BC holds all of them.
 
-
     Anything else is an InputError. Rows are usually held out, personal data: nothing computed from them is covered
     by the guarantee of the components.
     """
