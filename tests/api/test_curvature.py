@@ -17,10 +17,12 @@ from privshard.api import evaluate, export, forget, influence, predict, schemas,
 from privshard.api.composed import combined
 from privshard.api.recipe import Recipe
 from privshard.api.recipe_yaml import parse_yaml
+from privshard.api.trial import composed_in_memory
 from privshard.composition.curvature import Held, by_curvature
 from privshard.core.errors import InputError, VerificationError
 from privshard.store.tensors import load_tensors, save_tensors
 from privshard.store.workspace import Workspace
+from privshard.training.shard import Trained
 
 EXACT = {"optimizer": "exact", "steps": 2000, "weight_decay": 1.0, "center": False}
 CURVED = {
@@ -62,6 +64,10 @@ def by_hand(workspace: str, components) -> dict[str, np.ndarray]:
         around = {name: Held(ws.load_curvature(name)) for name in components}
     shapes = {name: array.shape for name, array in next(iter(loaded.values())).arrays.items()}
     return by_curvature(loaded, around, dict.fromkeys(components, 1 / len(components)), shapes=shapes)
+
+
+def in_torch(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 def files_of(workspace: str, component: str) -> list[str]:
@@ -143,6 +149,20 @@ def test_a_seeded_retraining_is_bit_for_bit_a_training_without_the_subject(make_
         (gone,) = before - set(ws.ledger.current_model().composition.components)
     assert files_of(curved, gone) == []
     assert verify(curved)["ok"]
+
+
+def test_trials_and_tuning_compose_as_a_workspace_does(curved):
+    with Workspace.open(curved) as ws:
+        ids = ws.ledger.current_model().composition.components
+        files = [(ws.load_component(name)[1], ws.load_curvature(name)) for name in ids]
+    trained = [
+        Trained(tensors=in_torch(tensors), train_s=0.0, parameters={}, curvature=in_torch(around))
+        for tensors, around in files
+    ]
+    found = composed_in_memory(trained, rule="curvature", device="cpu")
+    assert {name: tensor.numpy().tobytes() for name, tensor in found.items()} == {
+        name: array.tobytes() for name, array in displacement(curved).items()
+    }
 
 
 @pytest.mark.parametrize(
