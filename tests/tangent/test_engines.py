@@ -239,6 +239,14 @@ def test_centred_coordinates(kind, family, blocks):
     assert_close(gradients.weighted_sum(torch.ones(NUM).double()), clipped_sum_by_loop(loop, math.inf), 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["block", "whole"])
+def test_the_feature_of_two_heads_is_the_models(kind):
+    engine, model = make(kind, "distilled")
+    x = images(2, model)
+    expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(engine.features(engine.encode(x)), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_the_radius_is_the_size_of_a_feature():
     engine, model = make("class row", "vit")
     expected = float((model.norm.weight.square().sum() + model.norm.bias.square().sum()).sqrt())

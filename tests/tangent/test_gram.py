@@ -10,7 +10,7 @@ from privshard.core.errors import InputError
 from privshard.models.vit import freeze, view_vit
 from privshard.tangent.engine import tangent_engine
 from privshard.tangent.gram import cross_gram, gram_width
-from privshard.tangent.places import Outer, Places
+from privshard.tangent.places import Direct, Outer, Places
 from privshard.training.head import HeadMethod
 
 
@@ -25,7 +25,7 @@ def formed(gradients: Places, num: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(("family", "blocks"), [("deit3", 1), ("vit", 2), ("avg_pool", 1)])
+@pytest.mark.parametrize(("family", "blocks"), [("deit3", 1), ("vit", 2), ("avg_pool", 1), ("registers", "all")])
 def test_the_cross_gram_is_that_of_the_formed_gradients(family, blocks):
     model = freeze(tiny_vit(family))
     method = tangent_engine(view_vit(model), blocks=blocks)
@@ -48,6 +48,7 @@ def test_few_and_many_tokens_give_the_same(tokens):
     expected = torch.einsum("btgo,btgi,msgo,msgi->bm", b, a, b, a)
     torch.testing.assert_close(cross_gram(places, places), expected, rtol=1e-12, atol=1e-12)
     assert gram_width(places) == 2 * min(tokens**2 * 10, 21)
+    assert gram_width(Places([*places.places, Direct("b", torch.zeros(4, 7))])) == gram_width(places) + 7
 
 
 def test_gradients_of_different_methods_are_refused():
@@ -59,3 +60,6 @@ def test_gradients_of_different_methods_are_refused():
     ]
     with pytest.raises(InputError, match="of one method"):
         cross_gram(*found)
+    one, other = (Places([Direct(name, torch.zeros(2, 3))]) for name in ("head.bias", "norm.bias"))
+    with pytest.raises(InputError, match="of one method"):
+        cross_gram(one, other)

@@ -12,6 +12,7 @@ from tiny_vits import tiny_vit
 from torch import Tensor, nn
 
 from privshard.core.method import Constants, Method
+from privshard.models.stem import view_stem
 from privshard.models.vit import freeze, view_vit
 from privshard.tangent.block_engine import BlockEngine
 from privshard.tangent.class_row import ClassRowEngine
@@ -37,6 +38,7 @@ def make_method() -> Callable[..., tuple[Method, nn.Module]]:
         model = freeze(tiny_vit(family, dtype=dtype))
         view = view_vit(model)
         methods = {"class row": lambda: ClassRowEngine(view), "head": lambda: HeadMethod(view)}
+        methods["whole"] = lambda: BlockEngine(view, first_block=0, stem=view_stem(model))
         return methods.get(kind, lambda: BlockEngine(view, first_block=1))(), model
 
     return make

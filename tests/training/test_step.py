@@ -169,6 +169,7 @@ def test_half_precision_changes_rounding_but_never_the_bound(prepare, kind, unit
         ("class row", torch.bfloat16, "subject"),
         pytest.param("class row", torch.float32, "example", marks=pytest.mark.slow),
         pytest.param("block", torch.bfloat16, "subject", marks=pytest.mark.slow),
+        pytest.param("whole", torch.bfloat16, "subject", marks=pytest.mark.slow),
     ],
 )
 def test_both_graphs_trace(prepare, monkeypatch, kind, dtype, unit):

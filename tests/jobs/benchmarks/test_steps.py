@@ -53,4 +53,10 @@ def test_end_to_end(tmp_path):
     file = tmp_path / "f.json"
     given = "--model vit_tiny_patch16_224 --device cpu --batch 4 --examples 10 --shards 2 --epochs 2"
     report = end_to_end.main([*given.split(), "--json", str(file)])
-    check(report, file, {end_to_end.INFERENCE, "fill the caches", "fill the caches and train"})
+    check(report, file, {end_to_end.INFERENCE, end_to_end.FILL, end_to_end.WHOLE})
+    fill_s, whole_s = (
+        next(item["median_s"] for item in report["rows"] if item["name"] == name)
+        for name in (end_to_end.FILL, end_to_end.WHOLE)
+    )
+    share = report["notes"]["an epoch over the caches, of the time to fill them"]
+    assert share == pytest.approx((whole_s - fill_s) / 2 / fill_s, abs=1e-3)
