@@ -94,6 +94,7 @@ def test_no_image_and_another_number_of_images(make_method):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a compiler of C++, minutes of it on a busy machine
 @pytest.mark.parametrize("kind", ["class row", "block", "head"])
 def test_compiled_agrees_with_eager(make_method, kind):
     method, model = make_method(kind)

@@ -193,6 +193,7 @@ def test_both_graphs_trace(prepare, monkeypatch, kind, dtype, unit):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a compiler of C++, minutes of it on a busy machine
 @pytest.mark.parametrize("kind", ["class row", "block"])
 def test_compiled(prepare, kind):
     method, _, shard, displacement = prepare(kind)
