@@ -177,3 +177,11 @@ def test_factors_of_two_types_are_taken_in_the_wider():
     weight_B = torch.tensor([0.37, 1.0, 0.61])
     assert torch.equal(place.weighted_sum(weight_B), wide.weighted_sum(weight_B))
     assert torch.equal(Places([place]).squared_norms(None, 3), Places([wide]).squared_norms(None, 3))
+
+
+def test_what_rounding_may_add_to_a_unit_adds_up_over_its_tokens_and_examples():
+    """Rounding errors of one unit may all point the same way: lengths add, not their squares."""
+    b, a = (torch.ones(3, 2, 1, width, dtype=torch.bfloat16) for width in (4, 9))  # |b_t| |a_t| = 6
+    slots_UM = torch.tensor([[0, 1], [2, 3]])  # 3: no example
+    assert Outer("w", b, a).squared_slack(slots_UM).tolist() == [24.0**2, 12.0**2]
+    assert Outer("w", b, a).squared_slack(None).tolist() == [12.0**2] * 3
