@@ -167,3 +167,15 @@ def test_more_directions_come_closer(make_method, make_shard):
         trained = [train(method, make_shard, ids, params=params)[1] for ids in SHARDS]
         away.append(distance(composed(method, trained), together.tensors))
     assert np.all(np.diff(away) < 0), away
+
+
+def test_what_is_not_kept_is_the_next_eigenvalue_in_every_direction(make_method, make_shard):
+    method, _ = make_method("head")
+    shard, found = train(method, make_shard, SHARDS[1], params=replace(PARAMS, curvature_rank=8))
+    ones = torch.ones(len(shard.labels_B), 1, dtype=torch.float64)
+    feature = torch.cat([shard.constants["feature"].double(), ones], dim=1)
+    values = torch.linalg.eigvalsh(2 / 5 * feature.T @ feature).flip(0).repeat_interleave(5)  # once for each class
+    tail = float(found.curvature["ridge/head.bias"]) - 7 * 0.05
+    assert tail == pytest.approx(float(values[8]), rel=0.05)  # about the best of this rank
+    squares = factor(found).square().sum(1)
+    torch.testing.assert_close(squares, values[:8] - values[8], rtol=0, atol=0.05 * float(values[8]))
