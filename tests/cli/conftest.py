@@ -24,6 +24,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "workspace": "ws",
         "model": "v0001",
         "base": BASE,
+        "public": None,
         "method": {"name": "tangent", "blocks": 2, "engine": "k-block (2 blocks are linearized)"},
         "components": [{"id": f"{shard}" * 64, "shard": shard, "epsilon": 8.0, "delta": 1e-5} for shard in range(2)],
         "metrics": {"accuracy": 0.9375, "num_rows": 160},
@@ -34,6 +35,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "plan": {
         "workspace": "ws",
         "base": BASE,
+        "public": None,
         "method": {"name": "tangent", "blocks": 1},
         "shards": 2,
         "noise": {
