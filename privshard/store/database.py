@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sql
 from sqlalchemy import event, exc
@@ -25,10 +26,13 @@ _CORRUPT = ("malformed", "no such table", "no such column", "not a database")
 
 
 def make_engine(place: str | os.PathLike[str]) -> sql.Engine:
-    """An engine for a SQLite file or a database URL. Connections are not pooled, so forks and threads may share it."""
+    """An engine for a SQLite file that is there, or a database URL. Connections are not pooled, so forks and threads
+    may share it. None makes a file: whoever comes late to a ledger that was taken away finds nothing, not an empty one.
+    """
     text = os.fspath(place)
-    url = parse_url(text) if "://" in text else sql.URL.create("sqlite", database=text)
-    if url.get_backend_name() != "sqlite":
+    file = sqlite_path(text)
+    if file is None:
+        url = parse_url(text)
         try:
             engine = sql.create_engine(url, poolclass=NullPool, isolation_level="READ COMMITTED")
         except (ImportError, exc.ArgumentError) as error:
@@ -39,8 +43,11 @@ def make_engine(place: str | os.PathLike[str]) -> sql.Engine:
             ) from error
         event.listen(engine, "do_connect", connect)
         return engine
+    name = f"file:{quote(os.path.abspath(file))}"
     engine = sql.create_engine(
-        url, poolclass=NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None}
+        sql.URL.create("sqlite", database=name, query={"uri": "true", "mode": "rw"}),
+        poolclass=NullPool,
+        connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None},
     )
     event.listen(engine, "connect", _configure_sqlite)
     return engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import BinaryIO
 from privshard.core.errors import ResourceError, VerificationError
 
 _TEMPORARY_SUFFIX = ".tmp"
+_BESIDE = tuple(f"{_TEMPORARY_SUFFIX}{suffix}" for suffix in ("-wal", "-shm", "-journal"))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -48,12 +49,19 @@ def write_new(path: Path, data: bytes) -> bool:
     Of several writers exactly one succeeds, and nobody ever sees a part of its file.
     """
     with _temporary(path, data, mode=0o600) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        _sync_folder(path.parent)
-        return True
+        return _link_new(temporary, path)
+
+
+def make_new(path: Path, fill: Callable[[Path], None]) -> bool:
+    """Make a new file by `fill(draft)`, which gets the name of an empty one beside it; whether it was made.
+
+    It appears at `path` whole, or not at all, durable then; of several writers exactly one succeeds.
+    """
+    with _temporary(path, b"", mode=0o666) as temporary:
+        fill(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        return _link_new(temporary, path)
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
@@ -125,7 +133,7 @@ class LocalFolder:
 
     def sweep(self) -> list[str]:
         """Delete the temporary files that killed writers left behind; their paths."""
-        found = sorted(place for place in self.root.rglob(f".*{_TEMPORARY_SUFFIX}") if _is_temporary(place))
+        found = sorted(place for place in self.root.rglob(f".*{_TEMPORARY_SUFFIX}*") if _is_temporary(place))
         for place in found:
             place.unlink(missing_ok=True)
         return [place.relative_to(self.root).as_posix() for place in found]
@@ -159,7 +167,18 @@ def _temporary(path: Path, data: bytes, *, mode: int) -> Iterator[Path]:
 
 
 def _is_temporary(place: Path) -> bool:
-    return place.name.startswith(".") and place.name.endswith(_TEMPORARY_SUFFIX)
+    """Also of a database that was being made: it has files beside its own."""
+    return place.name.startswith(".") and place.name.endswith((_TEMPORARY_SUFFIX, *_BESIDE))
+
+
+def _link_new(temporary: Path, path: Path) -> bool:
+    """Let `path` be another name of `temporary`, unless it is there; whether it wasn't."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    _sync_folder(path.parent)
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
@@ -27,6 +26,7 @@ from privshard.store.database import (
     readable,
     sqlite_path,
 )
+from privshard.store.disk import make_new
 from privshard.store.ledger_schema import ENTRIES, GENESIS, SCHEMA_VERSION, Entry, seal
 from privshard.store.server import LedgerInterruptedError
 from privshard.store.waits import ledger_timeout_s
@@ -49,6 +49,7 @@ class Journal:
     def __init__(self, place: str | os.PathLike[str]) -> None:
         self.place = readable(place)
         self.is_shared = is_server(place)
+        self._path = sqlite_path(place)
         self._engine = make_engine(place)
         self._mine = threading.local()
         self._answered = False
@@ -57,28 +58,43 @@ class Journal:
     def create(place: str | os.PathLike[str], *, workspace_id: str) -> Journal:
         """A new journal, committed with its first entry; InputError where there is one."""
         journal = Journal(place)
-        with explained(journal.place), journal._engine.begin() as connection:
+        journal.make(workspace_id=workspace_id)
+        return journal
+
+    def make(self, *, workspace_id: str) -> None:
+        """Make the journal where there is none, with its first entry; InputError where there is one.
+
+        A SQLite file appears whole; one that is there without an entry is completed.
+        """
+        if self._path is not None and self._path.parent.is_dir() and not self._path.exists():
+            if not make_new(self._path, lambda draft: Journal.create(draft, workspace_id=workspace_id).close()):
+                raise self._there_is_one()
+            return
+        with explained(self.place), self._engine.begin() as connection:
             create_alone(connection)
             connection.execute(CreateTable(ENTRIES, if_not_exists=True))
             for index in ENTRIES.indexes:
                 connection.execute(CreateIndex(index, if_not_exists=True))
-        with journal.transaction():
-            if journal.entries(GENESIS):
-                raise InputError(f"Expected no ledger at {journal.place}, found one.", remedy="Open it instead.")
-            journal.append(GENESIS, data={"workspace": workspace_id, "schema": SCHEMA_VERSION})
-        return journal
+        with self.transaction():
+            if self.entries(GENESIS):
+                raise self._there_is_one()
+            self.append(GENESIS, data={"workspace": workspace_id, "schema": SCHEMA_VERSION})
+
+    def _there_is_one(self) -> InputError:
+        return InputError(f"Expected no ledger at {self.place}, found one.", remedy="Open it instead.")
 
     @staticmethod
     def open(place: str | os.PathLike[str]) -> Journal:
         """An existing journal; InputError where there is none, or where a newer privshard wrote it."""
         journal = Journal(place)
-        if not journal._exists(sqlite_path(place)):
+        first = journal._first()
+        if first is None:
             raise InputError(
                 f"Expected a ledger at {journal.place}, found none.", remedy="Make a workspace with `privshard train`."
             )
-        schema = journal.genesis.data.get("schema")
+        schema = first.data.get("schema")
         if not isinstance(schema, int):
-            raise journal.genesis.damaged("it names no schema")
+            raise first.damaged("it names no schema")
         if schema > SCHEMA_VERSION:
             raise InputError(
                 f"Expected a ledger of schema {SCHEMA_VERSION} or older at {journal.place}, got schema {schema}.",
@@ -89,7 +105,17 @@ class Journal:
     @staticmethod
     def exists(place: str | os.PathLike[str]) -> bool:
         """Whether there is a journal; one whose creation was interrupted is none."""
-        return Journal(place)._exists(sqlite_path(place))
+        return Journal(place).is_made
+
+    @property
+    def is_made(self) -> bool:
+        """Whether its first entry is there by now."""
+        try:
+            return self._first() is not None
+        except ResourceError:
+            if self._path is None or self._path.is_file():
+                raise
+            return False  # the file was taken away while it was being looked at
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
@@ -280,23 +306,24 @@ class Journal:
                 return result
             time.sleep(random.uniform(0.1, 0.5))
 
-    def _exists(self, path: Path | None) -> bool:
-        """Whether the first entry is there; a SQLite file is not made by looking."""
-        if path is not None and not path.is_file():
-            return False
+    def _first(self) -> Entry | None:
+        """The first entry; None where there is no journal, or one that was never completed."""
+        if self._path is not None and not self._path.is_file():
+            return None
         tables = self._read(lambda connection: sql.inspect(connection).get_table_names())
-        if path is not None and tables and ENTRIES.name not in tables:
+        if self._path is not None and tables and ENTRIES.name not in tables:
             raise VerificationError(
                 f"Expected a ledger at {self.place}, got a database without its table.",
                 remedy="Restore it from a backup.",
             )
         if ENTRIES.name not in tables:
-            return False
-        if self.entries(GENESIS):
-            return True
-        for entry in self.entries():
-            raise entry.damaged("the first entry names the workspace")
-        return False
+            return None
+        query = sql.select(ENTRIES).order_by(ENTRIES.c.seq).limit(1)
+        row = self._read(lambda connection: connection.execute(query).first())
+        first = None if row is None else Entry.read(row)
+        if first is not None and first.kind != GENESIS:
+            raise first.damaged("the first entry names the workspace")
+        return first
 
 
 def _last(connection: sql.Connection) -> Entry | None:

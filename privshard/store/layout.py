@@ -9,6 +9,7 @@ from privshard.core.errors import InputError
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
 LEDGER = "ledger.db"
+BESIDE_LEDGER = (f"{LEDGER}-wal", f"{LEDGER}-shm")  # SQLite makes them for whoever reads or writes
 LEDGER_URL = "ledger.url"
 COMPONENTS = "components"
 PRIVATE = "private"

@@ -57,6 +57,20 @@ class Ledger:
         return Ledger(Journal.create(place, workspace_id=workspace_id))
 
     @staticmethod
+    def at(place: str | os.PathLike[str]) -> Ledger:
+        """The ledger that a place has, or will have after `make`: to hold a database before anything is in it."""
+        return Ledger(Journal(place))
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is a ledger at its place by now."""
+        return self._journal.is_made
+
+    def make(self, *, workspace_id: str) -> None:
+        """Make the ledger where its place has none; InputError where it has one."""
+        self._journal.make(workspace_id=workspace_id)
+
+    @staticmethod
     def open(place: str | os.PathLike[str]) -> Ledger:
         """An existing ledger; InputError where there is none, or where a newer privshard wrote it."""
         return Ledger(Journal.open(place))

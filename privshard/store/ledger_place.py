@@ -6,7 +6,7 @@ import os
 
 import sqlalchemy as sql
 
-from privshard.core.errors import InputError, ResourceError
+from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.store import layout
 from privshard.store.database import LEDGER_ENV, is_server, parse_url, readable
 from privshard.store.ledger import Ledger
@@ -49,22 +49,27 @@ def _ledger_place(objects: ObjectStore, asked: str | None) -> str:
 def claim(objects: ObjectStore, place: str) -> None:
     """Let the workspace point to its database before anything is in it; nothing happens for a file of its own.
 
-    InputError where the database holds the ledger of a workspace that this one does not point to: one database can't
-    serve two.
+    Who makes a ledger holds its database (`store.creation`), so two workspaces never claim one at a time. InputError as
+    in `refuse_taken`.
     """
+    if "://" in place and _pointer(objects) is None:
+        refuse_taken(objects, place)
+        objects.write(layout.LEDGER_URL, f"{without_password(place)}\n".encode())
+
+
+def refuse_taken(objects: ObjectStore, place: str) -> None:
+    """InputError where a database holds the ledger of a workspace that this one does not point to: one can't serve
+    two."""
     if "://" not in place:
         return
     taken = Ledger.exists(place)  # asked first: who makes one for this workspace has written the pointer before
-    if _pointer(objects) is not None:
-        return
-    if taken:
+    if taken and _pointer(objects) is None:
         with Ledger.open(place) as ledger:
             owner = ledger.workspace_id
         raise InputError(
             f"The ledger at {readable(place)} belongs to another workspace ({owner}).",
             remedy="Give every workspace a database of its own, or open that workspace where it is.",
         )
-    objects.write(layout.LEDGER_URL, f"{without_password(place)}\n".encode())
 
 
 def without_password(place: str) -> str:
@@ -77,9 +82,10 @@ def without_password(place: str) -> str:
 
 
 def _pointer(objects: ObjectStore) -> str | None:
-    if not objects.exists(layout.LEDGER_URL):
+    try:
+        return objects.read(layout.LEDGER_URL).decode("utf-8", "replace").strip()
+    except VerificationError:  # none is there, or none any more
         return None
-    return objects.read(layout.LEDGER_URL).decode("utf-8", "replace").strip()
 
 
 def _needs_server(objects: ObjectStore) -> ResourceError:

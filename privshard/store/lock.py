@@ -6,8 +6,9 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from privshard.core.errors import ResourceError
 from privshard.store.disk import explain, make_folder
 
 LOCK_NAME = ".lock"
+_TRIES = 50
 
 
 class BusyError(ResourceError):
@@ -29,33 +31,72 @@ def hold(workspace_root: str | os.PathLike[str]) -> Iterator[None]:
     the operating system releases the lock when the holder dies. Not guaranteed across hosts that share a disk
     without shared locks. A second holder gets a ResourceError that names the first. Not re-entrant.
     """
-    import fcntl
-
     if "://" in os.fspath(workspace_root):
         raise ResourceError(
             f"Expected a local folder to lock, got {workspace_root}.",
             remedy="Workspaces elsewhere are held by a lease in their ledger's database.",
         )
-    path = Path(workspace_root) / LOCK_NAME
+    import fcntl
+
+    descriptor = _lock(Path(workspace_root) / LOCK_NAME)
     try:
-        make_folder(path.parent, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise explain(error, path) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy(path.parent, os.pread(descriptor, 4096, 0)) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(describe_holder()).encode(), 0)
         try:
             yield
         finally:
             os.ftruncate(descriptor, 0)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
     finally:
         os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """An open descriptor of the lock file, locked. A holder may take the folder away with the file in it, so the lock
+    counts only if the file is still the one at its path."""
+    import fcntl
+
+    for left in reversed(range(_TRIES)):
+        new = not path.parent.exists()
+        try:
+            make_folder(path.parent, mode=0o700)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, FileExistsError) as error:  # the folder went while it was being made
+            if not left:
+                raise explain(error, path) from error
+            continue
+        except OSError as error:
+            if new:
+                with suppress(OSError):
+                    path.parent.rmdir()
+            raise explain(error, path) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read_holder(descriptor)
+            os.close(descriptor)
+            raise busy(path.parent, holder) from None
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+    raise busy(path.parent, None)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _read_holder(descriptor: int) -> bytes:
+    """What the holder wrote about itself; it does so a moment after it has the lock."""
+    for _ in range(_TRIES):
+        content = os.pread(descriptor, 4096, 0)
+        if content:
+            return content
+        time.sleep(0.01)
+    return b""
 
 
 def describe_holder() -> dict[str, str | int]:

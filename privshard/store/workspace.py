@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from privshard.core.digest import keyed_digest
@@ -15,16 +14,15 @@ from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.core.model import ComponentRecord
 from privshard.store import components, layout, signing
 from privshard.store.clock import require_clock
-from privshard.store.database import LEDGER_ENV, is_server
-from privshard.store.disk import make_folder
+from privshard.store.database import LEDGER_ENV
 from privshard.store.leased import LeasedObjects
 from privshard.store.ledger import Ledger
-from privshard.store.ledger_place import claim, ledger_place
+from privshard.store.ledger_place import ledger_place
 from privshard.store.lock import hold
 from privshard.store.manifest import describe
 from privshard.store.objects import ObjectStore
 from privshard.store.probe import require_rights
-from privshard.store.secrets import Secrets, create_secrets, insecure_secrets, load_secrets
+from privshard.store.secrets import Secrets, insecure_secrets, load_secrets
 from privshard.store.shared_disk import refuse_shared_disk
 
 if TYPE_CHECKING:
@@ -57,45 +55,20 @@ class Workspace:
     ) -> Workspace:
         """A workspace for this recipe: a new one, or the one that is there for the same recipe.
 
-        The facts "recipe_digest", "recipe_yaml", "insecure_seed" and "keys" are one commit point: before it an
-        interrupted creation holds nothing, and the next one completes it. Keys are drawn before any data is seen.
-        ledger: a database URL, else `ledger.db` in the folder (`store.ledger_place`). insecure_seed: for tests, keys
-        that anybody can derive; the workspace stays marked by it. InputError, showing both, where another recipe or
-        seed is there; ResourceError where the place can't hold a workspace: a ledger file on a shared disk, an object
-        store without a database server, or one whose objects can't be listed, written, read and deleted.
+        It is held meanwhile, so of two processes that create one, one does and the other gets a BusyError; see
+        `store.creation.created`, which also says what is refused.
         """
-        objects = ObjectStore(root)
-        place = ledger_place(objects, ledger)
-        if not objects.is_local:
-            require_rights(objects)
-        else:
-            if not is_server(place):
-                refuse_shared_disk(Path(objects.root))
-            make_folder(Path(objects.root), mode=0o700)
-        claim(objects, place)
-        book = _open_or_create(place)
-        objects = _objects(objects, book)
-        with book.transaction():
-            held = book.facts()
-            if "recipe_digest" in held:
-                _check_same(objects.root, held, {"recipe_digest": recipe_digest, "insecure_seed": insecure_seed})
-                workspace = Workspace(objects.root, book.workspace_id, objects, book, _load_keys(book))
-            else:
-                keys = (
-                    create_secrets(book.workspace_id)
-                    if insecure_seed is None
-                    else insecure_secrets(book.workspace_id, insecure_seed)
-                )
-                workspace = Workspace(objects.root, book.workspace_id, objects, book, keys)
-                book.put("recipe_yaml", recipe_yaml)
-                book.put("insecure_seed", insecure_seed)
-                book.put("keys", keys.fingerprint)
-                book.put("recipe_digest", recipe_digest)
-        if not objects.exists(layout.RECIPE):
-            objects.write(layout.RECIPE, str(book.get("recipe_yaml")).encode())
-        if not objects.exists(layout.MANIFEST):
-            workspace.write_manifest()
-        return workspace
+        from privshard.store.creation import created
+
+        with created(
+            root,
+            recipe_yaml=recipe_yaml,
+            recipe_digest=recipe_digest,
+            insecure_seed=insecure_seed,
+            ledger=ledger,
+            is_begun=lambda _: True,
+        ) as workspace:
+            return workspace
 
     @staticmethod
     def open(root: str | os.PathLike[str], *, ledger: str | None = None) -> Workspace:
@@ -103,19 +76,16 @@ class Workspace:
         objects = ObjectStore(root)
         place = ledger_place(objects, ledger)
         if not Ledger.exists(place):
-            raise InputError(
-                f"Expected a workspace at {objects.root}, found none.",
-                remedy=f"Make one with: privshard train --workspace {objects.root}",
-            )
+            raise _none_at(objects)
         book = Ledger.open(place)
         if book.get("recipe_digest") is None:
             raise InputError(
-                f"Expected a workspace at {objects.root}, found one whose creation was interrupted; it holds no data.",
+                f"Expected a workspace at {objects.root}, found one whose creation is not over, or was interrupted.",
                 remedy=f"Complete it with: privshard train --workspace {objects.root}",
             )
         objects = _objects(objects, book)
         _check_owner(objects, book)
-        return Workspace(objects.root, book.workspace_id, objects, book, _load_keys(book))
+        return Workspace(objects.root, book.workspace_id, objects, book, load_keys(book))
 
     def close(self) -> None:
         """Let go of the ledger."""
@@ -135,13 +105,18 @@ class Workspace:
         that is a server (`store.lease`): then clocks and the store's rights are checked too. A second holder gets a
         BusyError that names the first.
         """
-        with self._alone():
-            self.objects.sweep()
-            self._holds.append(self.root)
-            try:
-                yield
-            finally:
-                self._holds.pop()
+        with self._alone(), self.held():
+            yield
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For whoever has the lock or the lease already: what `hold` does inside of it."""
+        self.objects.sweep()
+        self._holds.append(self.root)
+        try:
+            yield
+        finally:
+            self._holds.pop()
 
     @property
     def is_held(self) -> bool:
@@ -152,6 +127,8 @@ class Workspace:
     def _alone(self) -> Iterator[None]:
         if not isinstance(self.objects, LeasedObjects):
             refuse_shared_disk(Path(self.root))
+            if not Path(self.root).is_dir():
+                raise _none_at(self.objects)  # it was taken back since it was opened
             with hold(self.root):
                 yield
             return
@@ -276,6 +253,13 @@ def _objects(objects: ObjectStore, ledger: Ledger) -> ObjectStore:
     return LeasedObjects(objects.root, ledger=ledger) if ledger.is_shared else objects
 
 
+def _none_at(objects: ObjectStore) -> InputError:
+    return InputError(
+        f"Expected a workspace at {objects.root}, found none.",
+        remedy=f"Make one with: privshard train --workspace {objects.root}",
+    )
+
+
 def _check_owner(objects: ObjectStore, ledger: Ledger) -> None:
     """InputError where a database is the ledger of another workspace than this folder's manifest names."""
     if objects.is_local and objects.exists(layout.LEDGER):
@@ -292,18 +276,7 @@ def _check_owner(objects: ObjectStore, ledger: Ledger) -> None:
         )
 
 
-def _open_or_create(place: str) -> Ledger:
-    """The ledger that is there, or a new one with a new workspace id; of two processes that make one, one does."""
-    if not Ledger.exists(place):
-        try:
-            return Ledger.create(place, workspace_id=token_hex(16))
-        except InputError:
-            if not Ledger.exists(place):
-                raise
-    return Ledger.open(place)
-
-
-def _load_keys(ledger: Ledger) -> Secrets:
+def load_keys(ledger: Ledger) -> Secrets:
     """The keys of a workspace, checked to be those it was made with."""
     seed = ledger.get("insecure_seed")
     keys = load_secrets(ledger.workspace_id) if seed is None else insecure_secrets(ledger.workspace_id, seed)
@@ -313,12 +286,3 @@ def _load_keys(ledger: Ledger) -> Secrets:
             remedy="Restore its keys.json: under other keys subjects would change shards.",
         )
     return keys
-
-
-def _check_same(root: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    for name, value in asked.items():
-        if held.get(name) != value:
-            raise InputError(
-                f"Workspace {root}: it was made with {name} {held.get(name)}, got {value}.",
-                remedy="Use the recipe it was made with (recipe.yaml), or another folder.",
-            )

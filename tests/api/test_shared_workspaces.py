@@ -150,13 +150,15 @@ def test_of_two_drivers_one_works_and_the_other_is_told_who_does(place, monkeypa
 
 
 def test_both_start_at_once(place, monkeypatch):
-    """Whoever comes second finds an empty place too, and still leaves the first alone."""
+    """Both have found an empty place before either holds it."""
     root, recipe = place
     both_looked = threading.Barrier(2)
     from privshard.api import preparation
 
-    real = preparation._is_empty
-    monkeypatch.setattr(preparation, "_is_empty", lambda objects: (real(objects), both_looked.wait(120))[0])
+    real = preparation.created
+    monkeypatch.setattr(
+        preparation, "created", lambda *args, **kwargs: (both_looked.wait(120), real(*args, **kwargs))[1]
+    )
     outcomes = []
 
     def run():

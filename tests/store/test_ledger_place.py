@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from privshard.core.errors import InputError, ResourceError
+from privshard.core.errors import InputError, ResourceError, VerificationError
 from privshard.store.ledger import Ledger
 from privshard.store.ledger_place import ledger_place, without_password
 from privshard.store.objects import ObjectStore
@@ -83,7 +83,7 @@ def test_creation_that_was_interrupted_is_completed(tmp_path, url, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("privshard.store.workspace.create_secrets", stop)
+        patched.setattr("privshard.store.creation.create_secrets", stop)
         with pytest.raises(KeyboardInterrupt):
             Workspace.create(root, ledger=url, **RECIPE)
     with pytest.raises(InputError, match="interrupted"):
@@ -100,10 +100,14 @@ def test_a_server_that_does_not_answer_is_a_missing_resource(tmp_path):
     assert caught.value.exit_code == 4
 
 
+def _nothing(_self, path):
+    raise VerificationError(f"Expected an object {path}, found none.")
+
+
 def test_what_is_no_url_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="expected a database URL"):
         Workspace.create(tmp_path / "ws", ledger="postgresql://host:port/db", **RECIPE)
-    monkeypatch.setattr(ObjectStore, "exists", lambda self, path: False)
+    monkeypatch.setattr(ObjectStore, "read", _nothing)
     with pytest.raises(ResourceError, match="SQLite needs a local disk"):
         ledger_place(ObjectStore("s3://bucket/ws"))
 

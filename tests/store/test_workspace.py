@@ -83,7 +83,7 @@ def test_interrupted_creation_is_completed_by_the_next(root, monkeypatch, stop_a
         if stop_at == "create":
             patched.setattr("privshard.store.journal.Journal.append", stop_now)
         elif stop_at == "secrets":
-            patched.setattr("privshard.store.workspace.create_secrets", stop_now)
+            patched.setattr("privshard.store.creation.create_secrets", stop_now)
         elif stop_at == "recipe_digest":
             patched.setattr(Ledger, "put", stop(Ledger.put, stop_at))
         else:
