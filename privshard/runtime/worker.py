@@ -16,6 +16,8 @@ from privshard.core.jobs import Progress, ShardJob
 from privshard.runtime.events import WorkerPlace
 from privshard.runtime.news import NewsBox, safely
 from privshard.runtime.shard_function import BaseState, ShardFunction, run_shard, torch_threads
+from privshard.store.secrets import KEYS_ENV
+from privshard.store.server import LEDGER_ENV
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class ShardWorker:
 
         A worker without a GPU of its own sees none: Ray hides GPUs only from those who own others. A worker with a
         share of a GPU may fill that share of its memory and no more, so that its neighbours keep theirs.
+        The keys and the ledger's address, password included, are the controller's: a worker's environment may have
+        inherited them from its machine's, and loses them here.
         Raises ResourceError for other software versions than the driver's or a workspace that is not here.
         """
         self._result = None
+        for name in (KEYS_ENV, LEDGER_ENV):
+            os.environ.pop(name, None)
         _check_versions(handshake.versions)
         _check_workspace(handshake.workspace)
         if handshake.threads is not None:

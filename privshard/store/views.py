@@ -29,7 +29,7 @@ class Reservation:
     """One attempt at training a shard, and whether it counts: all but voided ones do.
 
     released: whether its result may have left its worker. False only where the run was reserved as one that is marked
-    before that (`Ledger.release`), and no mark is there.
+    before that (`Ledger.release`), and no mark is there. closed: when it was committed or voided.
     """
 
     run_id: str
@@ -40,6 +40,7 @@ class Reservation:
     component: str | None
     created: str
     released: bool = True
+    closed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,4 +145,4 @@ def _closed(opened: Reservation, entry: Entry) -> Reservation:
     if entry.kind == "release":
         return replace(opened, released=True)
     state: State = "committed" if entry.kind == "commit" else "voided"
-    return replace(opened, state=state, component=entry.data.get("component"))
+    return replace(opened, state=state, component=entry.data.get("component"), closed=entry.created)

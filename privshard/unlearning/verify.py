@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from privshard.core.errors import PrivshardError
 from privshard.store.workspace import Workspace
-from privshard.unlearning import checks_components, checks_data, checks_edits, checks_ledger, checks_public
+from privshard.unlearning import (
+    checks_components,
+    checks_data,
+    checks_edits,
+    checks_ledger,
+    checks_public,
+    checks_runs,
+)
 from privshard.unlearning.evidence import Evidence, Finding
 
 _MAX_PROBLEMS = 5
@@ -75,6 +82,8 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Finding], str]] = {
     "suppressed subjects": (checks_data.suppressed_subjects, "Forget them again: privshard forget --subject."),
     "held-out cache": (checks_data.held_out_cache, "Delete cache/eval; privshard evaluate makes it again."),
     "shard caches": (checks_data.shard_caches, "Delete those files; a training that needs them fills them again."),
+    "run records": (checks_runs.run_records, "Delete those files; no command needs them."),
+    "late results": (checks_runs.late_results, f"Drop those shards. {_FORGET}"),
     "receipts": (checks_ledger.receipts, _WRITTEN_AGAIN),
     "open requests": (checks_ledger.open_requests, _FORGET),
     "temporary files": (

@@ -52,6 +52,24 @@ def test_threads_and_gpus_are_set_before_the_work() -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_keys_and_the_ledgers_address_are_not_for_workers(monkeypatch) -> None:
+    """They are the controller's; a machine that has both in its environment hands them to every process on it."""
+    monkeypatch.setenv("PRIVSHARD_KEYS", "{}")
+    monkeypatch.setenv("PRIVSHARD_LEDGER", "postgresql://ada:hunter2@db/privshard")
+    worker = ShardWorker()
+    worker.prepare(handshake())
+    worker.call(_secrets_here, None)
+    assert worker.take() == {}
+    monkeypatch.setenv("PRIVSHARD_KEYS", "{}")
+    with pytest.raises(ResourceError, match="other software"):
+        worker.prepare(handshake(versions={"privshard": "0.0"}))
+    assert _secrets_here() == {}
+
+
+def _secrets_here() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PRIVSHARD_KEYS", "PRIVSHARD_LEDGER") if name in os.environ}
+
+
 def test_train_keeps_its_result_and_returns_the_news_that_nobody_took(make_job) -> None:
     worker = ShardWorker()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 from privshard.core.model import Composition
 from privshard.core.removal import RemovalRequest
 from privshard.data.shards import ShardRows, encode_partition, part_path, write_partition
-from privshard.store.layout import edit_path, edit_private_path, locator_path
+from privshard.store.layout import edit_path, edit_private_path, locator_path, run_path
 from privshard.store.public_parts import save_public_parts
 from privshard.unlearning import eval_cache
 from privshard.unlearning.model_files import write_model
@@ -442,6 +443,43 @@ def test_damage_is_named_by_its_check(world, edit_json, name):
     for detail in failed.values():
         assert len(detail) > 40
         assert "could not be examined" not in detail
+
+
+def save_record(world, *, kind, started_s, run_id):
+    record = {"kind": kind, "started_s": started_s, "jobs": [{"run_id": run_id, "spans": []}]}
+    world.workspace.objects.write_json(run_path(f"{kind}-{run_id}"), record)
+
+
+@damages("run records")
+def a_record_from_before_a_removal_is_saved_late(world, edit_json):
+    run = world.workspace.ledger.reservations()[0].run_id
+    world.forget(world.rows(0).subjects[0], "drop")
+    save_record(world, kind="train", started_s=time.time(), run_id=run)
+
+
+@damages("run records")
+def a_record_is_no_record(world, edit_json):
+    world.workspace.objects.write(run_path("1"), b"[]")
+
+
+@damages("late results")
+def a_result_from_before_a_removal_is_committed_late(world, edit_json):
+    ledger = world.workspace.ledger
+    ledger.reserve("late", shard=0, attempt=7, plan=world.plan_of_training(), admit=lambda _: None)
+    world.forget(world.rows(0).subjects[0], "retrain")
+    ledger.commit("late", component="f" * 64)
+
+
+def test_a_removal_keeps_the_record_of_its_own_attempt(world):
+    """Also where it takes up an attempt that an interrupted removal of the same shard had reserved."""
+    ledger = world.workspace.ledger
+    ledger.reserve("taken-up", shard=0, attempt=7, plan=world.plan_of_training(), admit=lambda _: None)
+    world.forget(world.rows(0).subjects[0], "retrain")
+    save_record(world, kind="forget", started_s=time.time(), run_id="taken-up")
+    save_record(world, kind="train", started_s=0.0, run_id=ledger.reservations()[-1].run_id)
+    assert world.failed() == {}
+    save_record(world, kind="forget", started_s=time.time() - 3600, run_id="taken-up")
+    assert set(world.failed()) == {"run records"}
 
 
 def test_every_check_can_fail():
