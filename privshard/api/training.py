@@ -193,7 +193,8 @@ def _learn(ws: Workspace, recipe: Recipe, setup: Setup, *, runner: _Runner, watc
     runner.executor.watched_by(on_event=watch.on_event, on_tick=watch.on_tick)
     tell = watch.on_progress
     timing: dict[str, float] = {}
-    missing = [shard for shard in range(setup.num_shards) if shard not in committed(ws)]
+    done = committed(ws)
+    missing = [shard for shard in range(setup.num_shards) if shard not in done]
     started = time.perf_counter()
     if missing:
         train_shards(

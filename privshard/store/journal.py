@@ -119,13 +119,17 @@ class Journal:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """For the length of the block, closing a connection to a SQLite file is cheap: the last one to close folds the
-        log back into the file, and here it is never the last. What is guaranteed does not change."""
-        if self._engine.dialect.name != "sqlite":
+        """For the length of the block, this thread keeps its connection to a SQLite file: it opens none for every read
+        and transaction, and no closing folds the log back into the file. What is guaranteed does not change."""
+        if self._engine.dialect.name != "sqlite" or self._kept is not None:
             yield
             return
-        with explained(self.place), self._engine.connect():
-            yield
+        with explained(self.place), self._engine.connect() as connection:
+            self._mine.kept = (os.getpid(), connection)
+            try:
+                yield
+            finally:
+                self._mine.kept = None
 
     def close(self) -> None:
         """Let go of the database."""
@@ -159,7 +163,7 @@ class Journal:
             yield
             return
         connection = self._waiting(self._begin)
-        with explained(self.place), connection:
+        with explained(self.place), self._returned(connection):
             self._mine.connection, self._mine.last = connection, None
             try:
                 yield
@@ -240,8 +244,25 @@ class Journal:
         if self._current is not None:
             yield self._current
         else:
-            with explained(self.place), self._engine.connect() as connection:
+            with explained(self.place), self._returned(self._kept or self._engine.connect()) as connection:
                 yield connection
+
+    @property
+    def _kept(self) -> sql.Connection | None:
+        """The connection that this thread keeps; a forked process has none of its parent's."""
+        process, connection = getattr(self._mine, "kept", None) or (None, None)
+        return connection if process == os.getpid() else None
+
+    @contextmanager
+    def _returned(self, connection: sql.Connection) -> Iterator[sql.Connection]:
+        """Close the connection after the block, or, where it is kept, end what it was in the middle of."""
+        try:
+            yield connection
+        finally:
+            if connection is self._kept:
+                connection.rollback()
+            else:
+                connection.close()
 
     def _read(self, query: Callable[[sql.Connection], Result]) -> Result:
         """One read, repeated where the server goes away; inside of a transaction it belongs to that one."""
@@ -255,14 +276,14 @@ class Journal:
     def _begin(self) -> sql.Connection:
         """A connection in a transaction that is alone, and that this process may still write."""
         with explained(self.place):
-            connection = self._engine.connect()
+            connection = self._kept or self._engine.connect()
             try:
                 begin_alone(connection)
                 if self.fence is not None:
                     self.fence(connection)
             except BaseException:
-                connection.close()
-                raise
+                with self._returned(connection):
+                    raise
             return connection
 
     def _commit(self, connection: sql.Connection, last: Entry | None) -> None:
