@@ -2,6 +2,9 @@
 
 Each run starts a detached training on a local cluster of three nodes and kills, at a random moment, one of its actors,
 one of its nodes or its controller, in turn. Then the workspace has to verify, and its ledger has to be right.
+
+A run that is over is written down at once: the same command again makes those that are missing, and any that a cluster
+which could not be started cost. Every twelve runs the cluster is a new one.
 """
 
 from __future__ import annotations
@@ -16,20 +19,22 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.benchmarks.small_data import small_recipe, write_small_data
 from privshard.api.recipe import Recipe
-from privshard.core.errors import PrivshardError
+from privshard.core.errors import InputError, PrivshardError
 from privshard.runtime.record import RunRecord
+from privshard.store.disk import write_whole
 from privshard.store.workspace import Workspace
 
 VICTIMS = ("actor", "node", "controller")
 DEADLINE_S = 300.0
+CLUSTER_RUNS = 12
 _STORE_BYTES = 78 * 2**20
 
 
@@ -211,35 +216,69 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first run, to go on from another one")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--real", action="store_true", help="train the real model instead of the stand-in")
-    parser.add_argument("--json", help="where to write the result")
+    parser.add_argument("--json", help="where to write the result, and to go on from")
     options = parser.parse_args(given)
+    result = Result(Path(options.json) if options.json else None, settings={"seed": options.seed, "real": options.real})
+    numbers = [number for number in range(options.first, options.first + options.runs) if number not in result.runs]
     folder = Path(tempfile.mkdtemp(prefix="privshard-faults-"))
     os.environ["PRIVSHARD_KEYS_DIR"] = str(folder / "keys")
-    write_small_data(folder / "people.parquet")
-    where = Range()
     try:
-        runs = shoot_at_all(
-            range(options.first, options.first + options.runs),
-            base_seed=options.seed,
-            where=where,
-            folder=folder,
-            stand_in_s=None if options.real else 0.5,
-        )
+        write_small_data(folder / "people.parquet")
+        for begin in range(0, len(numbers), CLUSTER_RUNS):
+            with closing(Range()) as where:
+                shoot_at_all(
+                    numbers[begin : begin + CLUSTER_RUNS],
+                    base_seed=options.seed,
+                    where=where,
+                    folder=folder,
+                    stand_in_s=None if options.real else 0.5,
+                    on_run=result.add,
+                )
     finally:
-        where.close()
         shutil.rmtree(folder, ignore_errors=True)
+    runs = [run for number, run in sorted(result.runs.items())]
     print(table(runs))
-    if options.json:
-        Path(options.json).write_text(
-            json.dumps({"runs": [asdict(run) for run in runs], "table": table(runs)}, indent=1)
-        )
     return int(any(run.problems for run in runs))
 
 
+class Result:
+    """The runs that are over, by number, kept in a file so that the rest can be made later."""
+
+    def __init__(self, path: Path | None, *, settings: Mapping[str, Any]) -> None:
+        self._path, self._settings = path, dict(settings)
+        self.runs: dict[int, Run] = {}
+        if path is None or not path.exists():
+            return
+        held = json.loads(path.read_text())
+        if held["settings"] != self._settings:
+            raise InputError(
+                f"{path}: expected runs made with {self._settings}, found some made with {held['settings']}.",
+                remedy="Give --json another file.",
+            )
+        for values in held["runs"]:
+            run = Run(**{**values, "problems": tuple(values["problems"])})
+            self.runs[run.number] = run
+
+    def add(self, run: Run) -> None:
+        """Keep one more."""
+        self.runs[run.number] = run
+        if self._path is not None:
+            runs = [each for _, each in sorted(self.runs.items())]
+            content = {"settings": self._settings, "runs": [asdict(each) for each in runs], "table": table(runs)}
+            write_whole(self._path, json.dumps(content, indent=1).encode())
+
+
 def shoot_at_all(
-    numbers: Sequence[int], *, base_seed: int, where: Range, folder: Path, stand_in_s: float | None
+    numbers: Sequence[int],
+    *,
+    base_seed: int,
+    where: Range,
+    folder: Path,
+    stand_in_s: float | None,
+    on_run: Callable[[Run], None] = lambda _: None,
 ) -> list[Run]:
-    """One training that nobody shoots at, which says how long one takes, and `numbers` that are."""
+    """One training that nobody shoots at, which says how long one takes, and `numbers` that are. on_run: takes each of
+    these when it is over."""
     shared = {"base_seed": base_seed, "where": where, "folder": folder, "stand_in_s": stand_in_s}
     quiet, expected = run_once(-1, span_s=0.0, victim=None, **shared)
     print(_line(quiet), flush=True)
@@ -251,6 +290,7 @@ def shoot_at_all(
         if wrong:
             run = Run(**{**asdict(run), "problems": (*run.problems, f"other digests than in peace: shards {wrong}")})
         print(_line(run), flush=True)
+        on_run(run)
         runs.append(run)
     return runs
 

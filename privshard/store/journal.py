@@ -222,6 +222,12 @@ class Journal:
             query = query.where(ENTRIES.c.run_id == run_id)
         return self._read(lambda connection: [Entry.read(row) for row in connection.execute(query)])
 
+    def last(self, kind: str) -> Entry | None:
+        """The last entry of a kind, without reading those before it."""
+        query = sql.select(ENTRIES).where(ENTRIES.c.kind == kind).order_by(ENTRIES.c.seq.desc()).limit(1)
+        row = self._read(lambda connection: connection.execute(query).first())
+        return None if row is None else Entry.read(row)
+
     def discard(self, *, only: set[str]) -> None:
         """Delete all entries, provided that they are of the kinds `only`; InputError where others are there."""
         with self.transaction(), self._connection() as connection:

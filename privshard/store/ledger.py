@@ -294,7 +294,8 @@ class Ledger:
     def add_model(self, composition: Composition, *, reason: str, metrics: Mapping[str, Any] | None = None) -> int:
         """Publish a composition as the next model version, 1, 2, …; the version."""
         with self.transaction():
-            version = len(self._journal.entries("model")) + 1
+            last = self._journal.last("model")
+            version = 1 if last is None else last.data["version"] + 1
             data = {"version": version, "composition": composition.to_json(), "metrics": metrics, "reason": reason}
             self._journal.append("model", run_id=chain.model_run_id(version), data=data)
             return version
@@ -305,7 +306,8 @@ class Ledger:
 
     def current_model(self) -> views.ModelVersion | None:
         """The latest model version, None before the first."""
-        return next(iter(self.models()[-1:]), None)
+        last = self._journal.last("model")
+        return None if last is None else views.models([last])[0]
 
     # Removal requests
 

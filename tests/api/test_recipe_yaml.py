@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privshard.api.recipe_yaml import dump_yaml, override, parse_yaml, read_recipe
@@ -42,6 +42,7 @@ def test_texts_that_look_like_something_else_survive(text):
     assert parse_yaml(dump_yaml({"key": text}), source="test") == {"key": text}
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(
     st.recursive(
         st.none()
