@@ -120,7 +120,7 @@ def scrape(node) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_machines_with_another_privshard_are_refused_before_a_row_is_read(
+def test_machines_with_another_privshard_are_refused_before_anything_is_spent(
     make_recipe, workspace, tmp_path, monkeypatch
 ):
     """The workers start with a copy of the package that calls itself another version, as an old image would have it."""
@@ -128,9 +128,12 @@ def test_machines_with_another_privshard_are_refused_before_a_row_is_read(
     shutil.copytree(Path(privshard.__file__).parent, other / "privshard", ignore=shutil.ignore_patterns("__pycache__"))
     init = other / "privshard" / "__init__.py"
     init.write_text(init.read_text().replace(f'"{privshard.__version__}"', '"0.0.7"'))
+    (other / "sitecustomize.py").write_text("import privshard\n")  # before Ray adds the driver's own folders
     monkeypatch.setenv("PYTHONPATH", f"{other}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with closing(Range()) as cluster, pytest.raises(ResourceError, match=r"privshard 0\.0\.7 instead of") as refused:
         api.train(make_recipe(ray={"address": cluster.address, "schedule_timeout_s": 120.0}), workspace=workspace)
     assert "same versions" in refused.value.remedy
     assert software_versions()["privshard"] in refused.value.message
-    assert not Path(workspace).exists()
+    with Workspace.open(workspace) as ws:  # no worker has begun, so nothing is spent
+        assert {run.state for run in ws.ledger.reservations()} == {"voided"}
+        assert ws.component_ids() == []
