@@ -112,7 +112,7 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
             labels_B=train_labels[at],
             unit_of_row=[names[int(row)] for row in at],
             plan=plan,
-            params=chosen.params,
+            params=chosen.settled(plan, num_shards=cell.shards),
             root_key=insecure_key(cell.seed, shard=shard, attempt=0),
             max_rows=64 * method.batch_scale,
         )

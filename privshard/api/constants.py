@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,23 +11,46 @@ from typing import Any
 from privshard.api.recipe import Recipe
 from privshard.core.errors import InputError
 from privshard.core.jobs import TrainingParams
+from privshard.core.privacy import MechanismPlan
 
 COUNT_NOISE_MULTIPLIER = 20.0
 """Noise on the count that is taken where a recipe gives no nominal number: it costs about epsilon 0.25 at 1e-5."""
 
 
+_NOISE_LR, _MAX_LR = 0.006, 1.0
+"""k of the rate that follows the noise, and the most it may be: chosen by cross-validation over the train subjects of
+sign_language_digits, with 1 and 5 shards, at epsilon 1, 3 and 8 (`jobs/benchmarks/README.md`)."""
+
+
 @dataclass(frozen=True)
 class Optimization:
-    """Documented defaults of one method: how many steps, how many units a step, and the optimizer."""
+    """Documented defaults of one method: how many steps, how many units a step, and the optimizer.
+
+    noise_lr: k, where the learning rate follows the noise (`settled`); None where `params.lr` is the rate.
+    """
 
     steps: int
     sample_rate: float
     params: TrainingParams
     center: bool = True
+    noise_lr: float | None = None
+
+    def settled(self, plan: MechanismPlan, *, num_shards: int) -> TrainingParams:
+        """The parameters under `plan`; where the learning rate follows the noise, it is min(1, k sqrt(S) L / z) / C.
+
+        In units of the clipping norm C, z / L is the standard deviation of a step's noise, and the average of S shards
+        has 1 / sqrt(S) of it: the more there is, the less is gained from going far. All of them are public constants.
+        """
+        if self.noise_lr is None or not plan.private:
+            return self.params
+        noise = plan.noise_multiplier / plan.expected_units / math.sqrt(num_shards)
+        return replace(self.params, lr=min(_MAX_LR, self.noise_lr / noise) / plan.max_grad_norm)
 
 
 _DEFAULTS: dict[tuple[str, bool], Optimization] = {
-    ("tangent", True): Optimization(60, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5)),
+    ("tangent", True): Optimization(
+        30, 1.0, TrainingParams(lr=0.3, momentum=0.9, average_from=0.5), noise_lr=_NOISE_LR
+    ),
     ("head", True): Optimization(60, 1.0, TrainingParams(lr=1.0, momentum=0.9, average_from=0.5)),
     ("tangent", False): Optimization(200, 0.5, TrainingParams(lr=1e-3, optimizer="adam", average_from=0.5)),
     ("head", False): Optimization(200, 0.5, TrainingParams(lr=1e-2, optimizer="adam", average_from=0.5)),
@@ -94,7 +118,9 @@ def optimization(recipe: Recipe) -> Optimization:
     default = _EXACT[recipe.method.name] if exact else _DEFAULTS[(recipe.method.name, recipe.private)]
     mine = {key: given.pop(key, getattr(default, key)) for key in ("steps", "sample_rate", "center")}
     given["curvature_rank"] = _curvature_rank(recipe, exact=exact)
-    return Optimization(params=TrainingParams(**{**vars(default.params), **given}), **mine)
+    chosen = "lr" in given or "optimizer" in given or "momentum" in given
+    params = TrainingParams(**{**vars(default.params), **given})
+    return Optimization(params=params, noise_lr=None if chosen else default.noise_lr, **mine)
 
 
 def _is_exact(recipe: Recipe, given: Mapping[str, Any]) -> bool:

@@ -160,7 +160,7 @@ def make_setup(
         base=base.spec,
         base_digest=base.digest,
         method=recipe.method_spec(),
-        training=chosen.params,
+        training=chosen.settled(plan, num_shards=recipe.shards),
         plan=plan,
         limit=limit,
         spends=tuple(spends),

@@ -187,7 +187,7 @@ class _Bench:
                 labels_B=labels[at],
                 unit_of_row=[units[i] for i in rows],
                 plan=plan,
-                params=chosen.params,
+                params=chosen.settled(plan, num_shards=recipe.shards),
                 root_key=fresh_key(),
                 max_rows=recipe.flags().micro_batch * encoded.method.batch_scale,
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 
 from privshard.api import constants
 from privshard.api.recipe import Recipe
 from privshard.core.errors import InputError
+from privshard.privacy.plan import make_plan
 
 
 def never() -> set[str]:
@@ -83,3 +85,24 @@ def test_a_column_that_the_recipe_names_must_exist(data, make_recipe):
         list(constants.source_rows(make_recipe(data={"subject": "who"})))
     rows = list(constants.source_rows(make_recipe(data={"subject": None, "split": None})))
     assert {(row.subject, row.split) for row in rows} == {(None, None)}
+
+
+def test_the_rate_follows_the_noise_by_public_constants():
+    def rate(shards=4, training=None, **privacy):
+        recipe = Recipe(shards=shards, privacy={"epsilon": 1.0, **privacy}, training=training or {})
+        chosen = constants.optimization(recipe)
+        plan = make_plan(
+            recipe.privacy_params(), sample_rate=1.0, steps=chosen.steps, nominal_units_per_shard=1617 / shards
+        )
+        found = chosen.settled(plan, num_shards=shards)
+        assert found == replace(chosen.params, lr=found.lr)  # nothing else follows it
+        return found.lr, plan
+
+    lr, plan = rate()
+    assert lr == pytest.approx(0.006 * 2 * (1617 / 4) / plan.noise_multiplier)
+    assert rate(max_grad_norm=0.5)[0] == pytest.approx(2 * lr)  # the same steps in units of the clipping norm
+    assert rate(shards=1)[0] == pytest.approx(2 * lr)  # sqrt(S) L: 4 times the rows, half the averaging
+    assert rate(shards=1, epsilon=1000.0)[0] == 1.0
+    assert rate(epsilon=None)[0] == constants.optimization(Recipe(privacy={"epsilon": None})).params.lr
+    for training in ({"lr": 0.2}, {"momentum": 0.0}, {"optimizer": "adam"}):
+        assert rate(training=training)[0] == training.get("lr", 0.3)
