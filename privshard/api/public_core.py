@@ -140,7 +140,7 @@ def _fitted(
         nominal_units_per_shard=float(len(rows)),
         mean_releases=int(chosen.center and made.radius is not None),
     )
-    tensors = train_exact(
+    optimum = train_exact(
         made,
         found,
         labels_B=torch.tensor([index[row.label] for row in rows], device=device),
@@ -150,7 +150,7 @@ def _fitted(
         on_step=lambda done: None,
     )
     base.view.to("cpu")
-    return {name: tensor.float().cpu() for name, tensor in tensors.items()}
+    return {name: tensor.float().cpu() for name, tensor in optimum.tensors.items()}
 
 
 def _scaled_head(head: Mapping[str, Tensor], *, std: float) -> dict[str, np.ndarray]:
