@@ -1,12 +1,16 @@
-"""Servers that several folders of tests use: one PostgreSQL and one object store a run, where they can be started."""
+"""One thread for everything, and servers that several folders of tests use: one PostgreSQL and one object store a run,
+where they can be started."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import object_store
 import postgres
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads mostly wait for each other
 
 
 @pytest.fixture(scope="session")
