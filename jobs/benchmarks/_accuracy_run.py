@@ -37,9 +37,15 @@ class Bench:
     device: str = "cpu"
     cache: Path | None = None
     limit: int | None = None
+    rows_at_once: int = 64
+    dtype: torch.dtype = torch.float32
     _rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
     _bases: dict[int, Base] = field(default_factory=dict)
     _encoded: dict[tuple[str, str, int], tuple[Method, Constants, Constants]] = field(default_factory=dict)
+
+    def at_once(self, method: Method) -> int:
+        """How many examples of a step, and of scoring, are computed at once."""
+        return max(64 * method.batch_scale, self.rows_at_once)
 
     def rows(self, name: str) -> dict[str, Rows]:
         """The rows of a data set."""
@@ -61,7 +67,15 @@ class Bench:
             method = make_method(recipe_of(cell).method_spec(), base.view.to(self.device))
             name = f"{cell.data}-{cell.method}-{cell.blocks}"
             parts = [
-                encoded(method, base, rows[split], name=f"{name}-{split}", folder=self.cache, device=self.device)
+                encoded(
+                    method,
+                    base,
+                    rows[split],
+                    name=f"{name}-{split}",
+                    folder=self.cache,
+                    device=self.device,
+                    batch=max(128, self.rows_at_once),
+                )
                 for split in ("train", "eval")
             ]
             self._encoded[key] = (method, parts[0], parts[1])
@@ -114,22 +128,24 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
             plan=plan,
             params=chosen.settled(plan, num_shards=cell.shards),
             root_key=insecure_key(cell.seed, shard=shard, attempt=0),
-            max_rows=64 * method.batch_scale,
+            max_rows=bench.at_once(method),
+            dtype=bench.dtype,
         )
         displacements.append({name: tensor.to(bench.device) for name, tensor in trained.tensors.items()})
     train_s = time.perf_counter() - started - encode_s
-    logits = torch.stack([_logits(method, test, item) for item in displacements])
-    found: dict[str, Any] = {"accuracy": _accuracy(_average(method, test, displacements), test_labels)}
+    num = bench.at_once(method)
+    logits = torch.stack([_logits(method, test, item, num) for item in displacements])
+    found: dict[str, Any] = {"accuracy": _accuracy(_average(method, test, displacements, num), test_labels)}
     if cell.shards > 1:
         found["ensemble"] = _accuracy(logits.mean(0), test_labels)
         found["alone"] = sum(_accuracy(each, test_labels) for each in logits) / cell.shards
         found["removed"] = {
-            str(share): _accuracy(_average(method, test, displacements[int(share * cell.shards) :]), test_labels)
+            str(share): _accuracy(_average(method, test, displacements[int(share * cell.shards) :], num), test_labels)
             for share in REMOVED
         }
     base = origin(method, device=bench.device)
     if base:
-        found["base"] = _accuracy(_logits(method, test, base), test_labels)
+        found["base"] = _accuracy(_logits(method, test, base, num), test_labels)
     return {
         **cell.to_json(),
         **found,
@@ -141,15 +157,15 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _average(method: Method, constants: Constants, displacements: Sequence[dict[str, Tensor]]) -> Tensor:
+def _average(method: Method, constants: Constants, displacements: Sequence[dict[str, Tensor]], batch: int) -> Tensor:
     """The logits of the plain average of displacements."""
     mean = {name: torch.stack([item[name] for item in displacements]).mean(0) for name in displacements[0]}
-    return _logits(method, constants, mean)
+    return _logits(method, constants, mean, batch)
 
 
 @torch.no_grad()
-def _logits(method: Method, constants: Constants, displacement: dict[str, Tensor]) -> Tensor:
-    num, batch = len(next(iter(constants.values()))), 64 * method.batch_scale
+def _logits(method: Method, constants: Constants, displacement: dict[str, Tensor], batch: int) -> Tensor:
+    num = len(next(iter(constants.values())))
     parts = [
         method.logits({name: tensor[start : start + batch] for name, tensor in constants.items()}, displacement)
         for start in range(0, num, batch)

@@ -2,8 +2,8 @@
 
     python -m jobs.benchmarks.accuracy --data FOLDER --weights FILE --out FOLDER --budget-s 300 --device cuda
 
-Results are one JSON line a cell; run it again and it goes on with the next cell. `--report` only writes the tables and
-plots of what is there.
+Results are one JSON line a cell; run it again and it goes on with the next cell. Several may run at once with one --out
+where they don't share cells (--sets, --kinds). `--report` only writes the tables and plots of what is there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main(given: Sequence[str] | None = None) -> int:
     failed = 0
     if not arguments.report:
         cells = headline() if arguments.headline else all_cells(data=arguments.sets, seeds=arguments.seeds)
-        cells = [cell for cell in cells if cell.data in arguments.sets]
+        kinds = arguments.kinds or [cell.kind for cell in cells]
+        cells = [cell for cell in cells if cell.data in arguments.sets and cell.kind in kinds]
         failed = run_cells(cells, held, arguments)
         held = load_results(out / RESULTS)
     if held:
@@ -50,6 +51,8 @@ def run_cells(cells: Sequence[Cell], held: dict[str, dict[str, Any]], arguments:
 
     A cell is begun where the budget leaves room for what it should take, by its work and the rate seen so far.
     """
+    import torch
+
     from jobs.benchmarks._accuracy_run import Bench, run_cell
 
     started, rate = time.perf_counter(), None
@@ -60,6 +63,8 @@ def run_cells(cells: Sequence[Cell], held: dict[str, dict[str, Any]], arguments:
         device=arguments.device,
         cache=arguments.cache,
         limit=arguments.limit,
+        rows_at_once=arguments.rows,
+        dtype=getattr(torch, arguments.dtype),
     )
     missing = [cell for cell in cells if cell.key not in held]
     print(f"{len(missing)} of {len(cells)} cells to run", file=sys.stderr)
@@ -119,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget-s", type=float, default=300.0, help="seconds after which no cell is begun")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sets", nargs="+", default=list(SIZES), help="data sets, by the names of their files")
+    parser.add_argument("--kinds", nargs="+", help="method-blocks, as head-0 tangent-4: only cells of these kinds")
+    parser.add_argument("--rows", type=int, default=64, help="images, and examples of a step, at once, at least")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of private steps")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the cells beyond the headline")
     parser.add_argument("--limit", type=int, default=None, help="use only so many rows of each split")
     parser.add_argument("--headline", action="store_true", help="only the cells that the README quotes")

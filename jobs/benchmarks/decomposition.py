@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -191,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="steps of a pretraining, instead of the default")
     parser.add_argument("--compile", action="store_true", help="compile the plain and tied models")
     parser.add_argument("--tiny", action="store_true", help="a form that ends in seconds on a CPU and shows nothing")
+    parser.add_argument("--only", metavar="PATTERN", help="only cells whose names match, as --plan prints them")
     parser.add_argument("--plan", action="store_true", help="only list the cells with their estimated seconds")
     options = parser.parse_args(arguments)
     settings = TINY if options.tiny else Settings()
@@ -202,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pretraining=["digits"] if own else ["cifar10", "tiny_imagenet"],
         targets=["digits"] if own else ["sign_language_digits", "flowers12"],
     )
+    if options.only:
+        todo = [cell for cell in todo if re.search(options.only, cell.name)]
     results = options.out / "results.jsonl"
     if options.plan:
         lines = read_results(results, settings)
