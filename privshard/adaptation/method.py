@@ -57,8 +57,8 @@ class AdapterMethod:
 
     @torch.no_grad()
     def features(self, constants: Constants) -> Tensor:
-        """The head's input (B, D), by the base."""
-        return self._features(constants["x"], {})
+        """The head's input (B, D), by the base, in its own precision whatever the constants were kept in."""
+        return self._features(constants["x"].to(self._view.head.weight.dtype), {})
 
     def centered(self, mean_D: Tensor) -> AdapterMethod:
         """This method, with the head's displacement acting on feature - mean."""

@@ -58,7 +58,8 @@ def image_batches(
 
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}.")
-    for chunk_3HW in in_chunks(ordered_map(prepare, images, num_workers=num_workers), size=batch_size):
+    tensors = ordered_map(prepare, images, num_workers=num_workers, initializer=_without_more_threads)
+    for chunk_3HW in in_chunks(tensors, size=batch_size):
         shapes = {tuple(tensor.shape) for tensor in chunk_3HW}
         if len(shapes) > 1:
             raise InputError(
@@ -66,6 +67,16 @@ def image_batches(
                 remedy="Use a transform that resizes and crops to a fixed size.",
             )
         yield torch.stack(chunk_3HW)
+
+
+def _without_more_threads() -> None:
+    """Have this thread alone do its tensor operations: a team of threads for each of many would wait for the cores,
+    actively, longer than it works."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.get_num_threads()  # gives this thread the process's number, once; what is set after it stays
+    threadpool_limits(limits=1, user_api="openmp")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -11,16 +11,23 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def ordered_map(function: Callable[[A], B], items: Iterable[A], *, num_workers: int) -> Iterator[B]:
+def ordered_map(
+    function: Callable[[A], B],
+    items: Iterable[A],
+    *,
+    num_workers: int,
+    initializer: Callable[[], object] = lambda: None,
+) -> Iterator[B]:
     """`map(function, items)` computed on `num_workers` threads; at most twice as many results wait.
 
     Results come in the order of `items`, and an error is raised where its result would have come. 0: no threads.
+    initializer: called once in every thread.
     """
     if num_workers < 1:
         yield from map(function, items)
         return
     pending: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="privshard-data") as pool:
+    with ThreadPoolExecutor(num_workers, "privshard-data", initializer) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))

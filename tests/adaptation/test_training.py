@@ -69,3 +69,20 @@ def test_a_shard_trains_and_an_empty_one_learns_noise_of_the_same_shape(kind: st
     assert all(torch.equal(value, again.tensors[name]) for name, value in found.tensors.items())
     assert all(torch.isfinite(value).all() and value.any() for value in empty.tensors.values())
     assert any(not torch.equal(value, empty.tensors[name]) for name, value in found.tensors.items())
+
+
+def test_constants_kept_in_half_precision_train_too():
+    view = view_vit(freeze(tiny_vit(dtype=torch.float32)))
+    method = AdapterMethod(view, ADAPTERS["lora"](view))
+    constants = method.encode(images(6, view.model))
+    common = {
+        "labels_B": torch.arange(6) % NUM_CLASSES,
+        "unit_of_row": [f"row-{row}" for row in range(6)],
+        "plan": PLAN,
+        "params": TrainingParams(lr=0.1),
+        "root_key": insecure_key(0, shard=0, attempt=0),
+    }
+    whole = train_shard(method, constants, **common)
+    half = train_shard(method, {"x": constants["x"].bfloat16()}, dtype=torch.bfloat16, **common)
+    for name, value in whole.tensors.items():
+        assert (half.tensors[name] - value).norm() < 0.05 * value.norm(), name

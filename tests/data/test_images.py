@@ -115,6 +115,22 @@ def test_batches_equal_one_image_at_a_time(png, num_workers, batch_size):
     assert batches[0].dtype == torch.float32
 
 
+def test_threads_that_decode_start_no_threads_of_their_own(png):
+    seen = set()
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return _transform(image)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        list(image_batches([png(0)] * 8, transform=transform, batch_size=4, num_workers=2))
+        assert (seen, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_images_make_no_batches():
     assert list(image_batches([], transform=_transform, batch_size=4)) == []
 
