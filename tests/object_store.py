@@ -11,13 +11,20 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-_START_TIMEOUT_S = 120
+# It takes a free port by itself and says which: one looked up before may be taken by then. It ends with its stdin.
+_MOTO = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
 
 
 @dataclass
@@ -94,16 +101,23 @@ def missing() -> str | None:
 @contextmanager
 def running_buckets() -> Iterator[Buckets]:
     """Start moto's server and the proxy; both are gone at the end."""
-    port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    buckets = Buckets(port)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MOTO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    if not port:
+        raise RuntimeError("moto's server did not start")
+    buckets = Buckets(int(port))
     proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"buckets": buckets}))
     proxy.daemon_threads = True
     buckets.proxy_port = proxy.server_address[1]
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
-        _wait_for(port, process)
         yield buckets
     finally:
         buckets.heal()
@@ -117,6 +131,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """Passes a request on, byte for byte, unless it is to fail."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # the head of an answer and its body leave apart: the second waits for nothing
     buckets: Buckets
 
     def handle_any(self) -> None:
@@ -178,20 +193,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise RuntimeError("moto's server did not start")

@@ -54,7 +54,7 @@ def test_a_client_leaves_and_finds_it_again_and_the_components_are_those_of_this
 
 
 def test_what_was_cancelled_is_taken_up_without_a_new_charge(cluster, make_recipe, workspace):
-    recipe = on(cluster, make_recipe, shards=4, training={"steps": 400})
+    recipe = on(cluster, make_recipe, shards=4, training={"steps": 100})
     api.train_detached(recipe, workspace=workspace)
     assert api.cancel(workspace)["status"] in ("cancelled", "killed")
     assert api.status(workspace)["run"]["state"] in ("cancelled", "interrupted")

@@ -59,7 +59,7 @@ def test_runs_elsewhere_and_gives_the_same_logits(tmp_path):
         np.savez(folder / "images.npz", **{name: x.numpy() for name, x in batches.items()})
         expected[folder] = {name: composed(x) for name, x in batches.items()}
     command = [sys.executable, "-c", RUN, *map(str, expected)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     *facts, last = done.stdout.splitlines()
     assert last == "no privshard"

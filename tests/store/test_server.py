@@ -111,16 +111,16 @@ def test_a_server_that_stays_away_is_given_up(ledger, proxy, monkeypatch):
 
 
 def test_a_silent_network_has_a_deadline(ledger, proxy, monkeypatch):
-    monkeypatch.setattr("privshard.store.server._GRACE_S", 0)
-    monkeypatch.setenv("PRIVSHARD_LEDGER_TIMEOUT_S", "1")
-
     def fall_silent():
         with ledger.transaction():
             proxy.silent = True
             ledger.put("a", 1)
 
-    with pytest.raises(ResourceError, match="no answer within 1 s"):
-        fall_silent()
+    with monkeypatch.context() as short:
+        short.setattr("privshard.store.server._GRACE_S", 0)
+        short.setenv("PRIVSHARD_LEDGER_TIMEOUT_S", "1")
+        with pytest.raises(ResourceError, match="no answer within 1 s"):
+            fall_silent()
     proxy.silent = False
     assert ledger.facts() == {}
 

@@ -55,6 +55,11 @@ def kill_before(monkeypatch):
 
 def end_state(world):
     """What a finished removal leaves, told without the ids that depend on how often was trained."""
+    with world.workspace.ledger.kept_open():
+        return _told(world)
+
+
+def _told(world):
     workspace = world.workspace
     shards = {name: shard for shard in range(3) if (name := world.component(shard)) is not None}
     receipts = [item.receipt for item in workspace.ledger.requests()]

@@ -7,7 +7,7 @@ import json
 import pytest
 import timm
 
-from jobs.benchmarks import _models, end_to_end, private_step
+from jobs.benchmarks import _machine, _measure, _models, end_to_end, private_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Secure RNG turned off"),
@@ -24,6 +24,10 @@ def tiny(monkeypatch):
 
     monkeypatch.setattr(_models.timm, "create_model", create)
     monkeypatch.setattr(private_step, "_STEPS", 1)
+    peaks = _machine.Peaks(flops_per_s=1e9, bytes_per_s=1e9, source="measured")
+    monkeypatch.setattr(private_step, "peaks", lambda *_, **__: peaks)
+    once = {"warm_up": 0, "repeats": 1}
+    monkeypatch.setattr(private_step, "measure", lambda cases, **given: _measure.measure(cases, **{**given, **once}))
 
 
 def check(report, path, names):
