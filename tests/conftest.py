@@ -13,7 +13,7 @@ import postgres
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads mostly wait for each other
-_PROCESSES = 2  # each has servers of its own and starts clusters of Ray, so more of them need memory more than cores
+_PROCESSES = 2  # each has servers and clusters of Ray of its own: what more of them lack is memory
 _LONG = ("test_end_to_end.py", "api", "runtime", "notebooks", "jobs")
 
 

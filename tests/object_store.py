@@ -124,7 +124,7 @@ def running_buckets() -> Iterator[Buckets]:
         proxy.shutdown()
         proxy.server_close()
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
