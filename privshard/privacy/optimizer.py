@@ -14,7 +14,7 @@ from privshard.core.privacy import GaussianEvent, MechanismPlan
 from privshard.privacy.accounting import merged
 from privshard.privacy.grid import release_on_grid
 from privshard.privacy.mean import noisy_mean
-from privshard.privacy.stream import ChaChaStream
+from privshard.privacy.stream import ChaChaStream, add_normal_to_each
 
 
 class PrivateOptimizer(DPOptimizer):
@@ -121,10 +121,19 @@ class PrivateOptimizer(DPOptimizer):
             self._add_noise_on_grid()
             return
         std = self.plan.noise_multiplier * self.plan.max_grad_norm
-        for parameter in self._named.values():
-            total = parameter.summed_grad  # pyright: ignore[reportAttributeAccessIssue]
-            total = total.detach().to(parameter)
-            parameter.grad = self._stream.add_normal(total, std=std) if std > 0 else total.clone()
+        parameters = list(self._named.values())
+        sums = [p.summed_grad.detach().to(p) for p in parameters]  # pyright: ignore[reportAttributeAccessIssue]
+        if std > 0 and parameters[0].is_cuda:  # a launch a parameter would take longer than the noise itself
+            noisy = add_normal_to_each(sums, std=std, stream=self._stream)
+        else:
+            noisy = [self._stream.add_normal(total, std=std) if std > 0 else total.clone() for total in sums]
+        for parameter, total in zip(parameters, noisy, strict=True):
+            parameter.grad = total
+
+    def scale_grad(self) -> None:
+        """Divide every gradient by the plan's expected number of units."""
+        gradients = [p.grad for p in self._named.values() if p.grad is not None]
+        torch._foreach_div_(gradients, self.plan.expected_units)
 
     def _add_noise_on_grid(self) -> None:
         """All parameters as one vector, in sorted order of their names: one grid, one release."""

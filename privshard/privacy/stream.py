@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -148,6 +149,24 @@ class ChaChaStream:
         """The first block of the next `num_bytes`, which are now taken."""
         first, self.position = self.position, self.position - (-num_bytes // BLOCK_BYTES)
         return first
+
+
+def add_normal_to_each(totals: Sequence[Tensor], *, std: float, stream: ChaChaStream) -> list[Tensor]:
+    """`stream.add_normal` of one tensor after the other, at once: the same numbers, for tensors of one type and device.
+
+    The tensors lie behind each other in one, each from a whole block of the key stream on, as if it were drawn by
+    itself.
+    """
+    import torch
+
+    sizes = [-(-total.numel() // _WORDS_PER_BLOCK) * _WORDS_PER_BLOCK for total in totals]
+    flat = torch.zeros(sum(sizes), dtype=totals[0].dtype, device=totals[0].device)
+    torch._foreach_copy_(_views(flat, sizes, totals), list(totals))
+    return _views(stream.add_normal(flat, std=std), sizes, totals)
+
+
+def _views(flat: Tensor, sizes: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+    return [part[: one.numel()].view(one.shape) for part, one in zip(flat.split(list(sizes)), like, strict=True)]
 
 
 def _box_muller_(out: Tensor, stream: ChaChaStream) -> None:

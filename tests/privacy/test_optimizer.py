@@ -174,3 +174,16 @@ def test_steps_around_the_mechanism_are_refused():
             plan=PLAN,
             stream=stream(),
         )
+
+
+@pytest.mark.gpu
+def test_both_devices_take_the_same_step():
+    found = []
+    for device in ("cpu", "cuda"):
+        named = {name: torch.nn.Parameter(torch.zeros(shape, device=device)) for name, shape in SHAPES.items()}
+        named, optimizer = private(named=named, lr=0.1, momentum=0.9)
+        for step in range(PLAN.steps):
+            optimizer.release({name: torch.full(shape, 0.1 * step, device=device) for name, shape in SHAPES.items()})
+        found.append({name: parameter.detach().cpu() for name, parameter in named.items()})
+    for name in SHAPES:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-6, atol=1e-7)

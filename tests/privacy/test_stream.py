@@ -9,7 +9,14 @@ import torch
 from scipy import stats
 
 from privshard.core.errors import InputError
-from privshard.privacy.stream import ChaChaStream, derive_key, fresh_key, insecure_key, key_stream
+from privshard.privacy.stream import (
+    ChaChaStream,
+    add_normal_to_each,
+    derive_key,
+    fresh_key,
+    insecure_key,
+    key_stream,
+)
 
 KEY = bytes(range(32))
 
@@ -168,3 +175,15 @@ def test_normal_of_nothing_is_empty():
     assert ChaChaStream(KEY, purpose="x").normal(0).shape == (0,)
     with pytest.raises(InputError, match="0 or more"):
         ChaChaStream(KEY, purpose="x").bytes(-1)
+
+
+@pytest.mark.parametrize("shapes", [[(3, 5)], [(3,), (8,), (2, 9), (), (65,)]])
+def test_noise_for_many_tensors_at_once_is_that_of_one_after_the_other(shapes):
+    totals = [torch.full(shape, float(number)) for number, shape in enumerate(shapes)]
+    totals[-1] = torch.full_like(totals[-1], math.nan)
+    alone, together = (ChaChaStream(KEY, purpose="test", position=5) for _ in range(2))
+    expected = [alone.add_normal(total, std=0.5) for total in totals]
+    found = add_normal_to_each(totals, std=0.5, stream=together)
+    assert together.position == alone.position
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
