@@ -44,7 +44,11 @@ def write_report(
         report["ours_minus"] = {
             name: asdict(_difference(curves[OURS], curve, asked)) for name, curve in curves.items() if name != OURS
         }
-        report["best"] = max(report["areas"], key=lambda name: report["areas"][name]["value"])
+        best = max(report["areas"], key=lambda name: report["areas"][name]["value"])
+        report["best"] = best
+        report["best_minus"] = {
+            name: asdict(_difference(curves[best], curve, asked)) for name, curve in curves.items() if name != best
+        }
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "report.md").write_text(markdown(report, curves))
@@ -68,18 +72,20 @@ def markdown(report: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
     ]
     if curves:
         lines += [
-            "| editor | area (95 %) | locator minus it | success | by strength: generalization / locality | tuned |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| editor | area (95 %) | locator minus it | largest minus it | success "
+            "| by strength: generalization / locality | tuned |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
         ]
     order = sorted(curves, key=lambda name: -report["areas"][name]["value"])
     for name in order:
-        curve, minus = curves[name], report.get("ours_minus", {}).get(name)
+        curve = curves[name]
+        ours, best = (report.get(key, {}).get(name) for key in ("ours_minus", "best_minus"))
         means = {key: np.mean(curve[key], axis=0) for key in ("success", "generalization", "locality")}
         pairs = zip(curve["strengths"], means["generalization"], means["locality"], strict=True)
         shown = "; ".join(f"{strength:g}: {first:.3f} / {second:.3f}" for strength, first, second in pairs)
         setting = ", ".join(f"{key} {value}" for key, value in curve["setting"].items())
-        success, against = f"{means['success'].mean():.3f}", _interval(minus) if minus else ""
-        cells = (name, _interval(report["areas"][name]), against, success, shown, setting)
+        against = [_interval(minus) if minus else "" for minus in (ours, best)]
+        cells = (name, _interval(report["areas"][name]), *against, f"{means['success'].mean():.3f}", shown, setting)
         lines.append(f"| {' | '.join(cells)} |")
     if "best" in report:
         lines += ["", f"Largest area: {report['best']}."]

@@ -5,54 +5,29 @@ from __future__ import annotations
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privshard.api import evaluation, facts
-from privshard.api.edit_locators import load_locator
+from privshard.api.edit_editors import choose
+from privshard.api.edit_learning import learn_edit
 from privshard.api.edit_target import Target, open_target
-from privshard.core.digest import content_digest
+from privshard.api.edit_wanted import Wanted, check_contradictions, read_wanted, subject_key
 from privshard.core.edit import EditRecord
 from privshard.core.errors import InputError
 from privshard.core.jobs import OnProgress, Progress
-from privshard.data.examples import subject_of_image
-from privshard.data.images import decode
 from privshard.data.pictures import read_pictures
 from privshard.data.shards import read_partition
 from privshard.editing import sparse
-from privshard.editing.learn import LearnOptions, Learnt, learn
-from privshard.editing.locator import Locator
-from privshard.editing.masks import gradient_scores, keep_top, num_kept, shared
 from privshard.editing.measure import predictions, rate, sensitive
-from privshard.editing.places import Slot, slots_of
-from privshard.editing.tail import Tail, features
+from privshard.editing.tail import Tail
 from privshard.store.edits import edit_id, save_edit
 from privshard.store.layout import edit_path, edit_private_path, eval_dir
 from privshard.unlearning.clean_up import clean_up
 
-KEEP = 0.25
-LR = {"weight": 1e-4, "tangent": 1e-3}
 NOTE = "Locality is measured on sensitive examples; in a workspace those are held-out rows, which are personal data."
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One image and the class that it is to get. subject: whom it is about; the image itself where nobody is named."""
-
-    path: str
-    content: bytes
-    label: str
-    index: int
-    subject: str
-
-    @property
-    def digest(self) -> str:
-        """Of the encoded image."""
-        return content_digest(self.content)
 
 
 def edit_apply(
@@ -61,75 +36,98 @@ def edit_apply(
     images: Sequence[str],
     labels: Sequence[str],
     subjects: Sequence[str] = (),
-    keep: float = KEEP,
+    editor: str | None = None,
+    keep: float | None = None,
     locator: str | None = None,
     places: str | None = None,
     lr: float | None = None,
     steps: int = 100,
+    unlabeled: str | None = None,
     sensitive_data: str | None = None,
     model: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Change a few neurons so that every image gets its label; several images give one edit.
+    """Change a few weights so that every image gets its label; several images give one edit.
 
     place: a workspace, or with `model` (timm's name) a plain model file, beside which the edit is kept. subjects: whom
-    the images are about, one each; workspaces only. keep: the share of neurons that may change. locator: what chooses
-    them; without one, the gradient does. sensitive_data: labelled pictures for locality; a workspace has its held-out
-    rows. The status is "edited", "already_right" where nothing had to change, or "not_learnt" where the steps did not
-    suffice: nothing is changed then.
+    the images are about, one each; workspaces only. sensitive_data: labelled pictures for locality; a workspace has its
+    held-out rows. The status is "edited", "already_right" where nothing had to change, or "not_learnt" where the steps
+    did not suffice: nothing is changed then.
 
-    InputError for labels out of range, contradictions (one image, two labels), a `keep` that keeps nothing, a
-    locator of another base, and subjects who were forgotten.
+    editor: what chooses the weights that may change.
+
+    - "heads", the default: whole attention heads of up to three late blocks, by gradient. It was the best of ten on
+      natural errors (jobs/benchmarks/README.md, "Where to edit").
+    - "gradient": single neurons of feed-forward networks, or of whatever `places` name; the default where they name
+      feed-forward networks.
+    - "locator": neurons by a trained hypernetwork, named by `locator`; the default where one is given.
+    - "rank-one": one key of one feed-forward network gets a new value, in closed form; for one image and a plain model
+      with a class token. unlabeled: images (labels are not read) from which it learns what the other keys are.
+
+    keep: the share of heads or neurons that may change; by default all heads, a quarter of the neurons. lr: of
+    RMSprop; the defaults for plain models were chosen on the benchmark's validation groups.
+
+    InputError for labels out of range, contradictions (one image, two labels), a `keep` that keeps nothing, options
+    that the editor does not have, a locator of another base, and subjects who were forgotten.
     """
     started, tell = time.perf_counter(), on_progress or (lambda _: None)
     with open_target(place, model=model, write=model is None) as target:
-        wanted = _wanted(target, images, labels, subjects)
-        _check_contradictions(target, wanted)
-        found = None if locator is None else load_locator(target, locator)
-        if found is not None and places is not None:
-            raise InputError("places: a locator brings its own; give one of the two.")
-        chosen = found.places if found else target.places(places)
-        slots = slots_of(target.base.view, chosen)
-        tail = target.tail(chosen)
+        wanted = read_wanted(target, images, labels, subjects)
+        check_contradictions(target, wanted)
+        chosen = choose(target, editor=editor, locator=locator, places=places, keep=keep, lr=lr)
+        if (chosen.editor == "rank-one") != (unlabeled is not None):
+            raise InputError(
+                "unlabeled: expected images for the editor rank-one, and for no other; got "
+                f"{unlabeled or 'none'} for the editor {chosen.editor}.",
+                remedy="--editor rank-one --unlabeled PATH: a folder or a Parquet file of images in general.",
+            )
+        tail = target.tail(chosen.places)
         now = target.with_edits(tail)
         tell(Progress("edit", None, "edit", 0, 3))
         tokens = target.tokens([item.content for item in wanted], tail)
         labels_B = torch.tensor([item.index for item in wanted], device=target.device)
         before_B = predictions(now, tokens, {})
-        wrong_B = before_B != labels_B
-        num_kept(keep, slots)
-        options = LearnOptions(lr=LR[tail.space] if lr is None else lr, steps=steps)
+        wrong = (before_B != labels_B).nonzero()[:, 0].tolist()
+        if chosen.editor == "rank-one" and len(wrong) > 1:
+            raise InputError(
+                f"image: expected one for the editor rank-one, got {len(wrong)} that are wrong.",
+                remedy="Edit them one after the other, or take another editor.",
+            )
+        found_by = chosen.locator.digest if chosen.locator else None
         report: dict[str, Any] = {
-            "target": target.place, "keep": keep, "locator": found.digest if found else None,
-            "places": ",".join(map(str, chosen)), "note": NOTE,
+            "target": target.place, "editor": chosen.editor, "keep": chosen.keep, "locator": found_by,
+            "places": ",".join(map(str, chosen.places)), "note": NOTE,
         }  # fmt: skip
-        if not bool(wrong_B.any()):
+        if not wrong:
             return report | _unchanged(target, "already_right", wanted, before_B, started)
-        masks = _masks(tail, tokens[wrong_B], labels_B[wrong_B], found, keep, slots)
         learning = time.perf_counter()
-        learnt, beside = _learn(tail, now, tokens[wrong_B], labels_B[wrong_B], masks, slots, options)
+        found = learn_edit(
+            target, tail, now, contents=[wanted[at].content for at in wrong], tokens=tokens[wrong],
+            labels_B=labels_B[wrong], chosen=chosen, steps=steps, unlabeled=unlabeled,
+        )  # fmt: skip
         learn_s = time.perf_counter() - learning
         tell(Progress("edit", None, "edit", 1, 3))
-        if learnt is None:
+        if found is None:
             return report | _unchanged(target, "not_learnt", wanted, before_B, started)
-        edit = sparse.sparsify({name: delta[0] for name, delta in learnt.moved.items()}, slots)
+        edit = sparse.sparsify({name: delta[0] for name, delta in found.moved.items()}, chosen.slots)
         arrays = sparse.to_arrays(edit)
         record = EditRecord(
             id=edit_id(arrays, base=target.base.digest, space=tail.space),
             base=target.base.digest,
             space=tail.space,
-            locator=found.digest if found else None,
-            keep=keep,
-            places=tuple(map(str, chosen)),
+            locator=found_by,
+            keep=chosen.keep,
+            places=tuple(map(str, chosen.places)),
             components=target.components,
-            edits=tuple(sorted(target.edits)) if beside else (),
+            edits=tuple(sorted(target.edits)) if found.beside else (),
+            editor=chosen.editor,
         )
-        after_B = predictions(now, tokens, learnt.moved)
-        locality, num_sensitive = _locality(target, now, learnt.moved, sensitive_data)
-        conflicts = _broken(target, now, learnt.moved)
+        after_B = predictions(now, tokens, found.moved)
+        locality, num_sensitive = _locality(target, now, found.moved, sensitive_data)
+        conflicts = _broken(target, now, found.moved)
         tell(Progress("edit", None, "edit", 2, 3))
         private = {
-            "subjects": sorted({_hash(target, item) for item in wanted}),
+            "subjects": sorted({subject_key(target, item) for item in wanted}),
             "components": list(target.components),
             "images": [
                 {"digest": item.digest, "label": item.label, "content": b64encode(item.content).decode()}
@@ -155,88 +153,12 @@ def edit_apply(
             "cost": {
                 "num_weights": sparse.num_weights(edit),
                 "num_neurons": sum(len(slot.index_K) for slot in edit.values()),
-                "steps": int(learnt.steps_B.max()),
+                "steps": found.steps,
                 "learn_s": learn_s,
                 "bytes": sum(array.nbytes for array in arrays.values()),
             },
             "elapsed_s": time.perf_counter() - started,
         }
-
-
-def _wanted(target: Target, images: Sequence[str], labels: Sequence[str], subjects: Sequence[str]) -> list[Wanted]:
-    if not images or len(images) != len(labels):
-        raise InputError(f"expected one label for every image, got {len(images)} image(s) and {len(labels)} label(s).")
-    if subjects and len(subjects) != len(images):
-        raise InputError(f"subject: expected one for every image or none, got {len(subjects)} for {len(images)}.")
-    if subjects and target.workspace is None:
-        raise InputError("subject: only a workspace knows people, got a plain model.", remedy="Leave --subject out.")
-    found = []
-    for at, (path, label) in enumerate(zip(images, labels, strict=True)):
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"image: expected a readable file, got {path} ({error.strerror}).") from error
-        decode(content)
-        subject = subjects[at] if subjects else subject_of_image(content)
-        found.append(Wanted(str(path), content, label, target.class_of(label), subject))
-    if target.workspace is not None:
-        suppressed = target.workspace.ledger.suppressed()
-        gone = [item.path for item in found if _hash(target, item) in suppressed]
-        if gone:
-            raise InputError(f"image: {', '.join(gone)}: its subject was forgotten and may not come back.")
-    return found
-
-
-def _check_contradictions(target: Target, wanted: Sequence[Wanted]) -> None:
-    """InputError where an image is to get two labels, among these or beside an edit in effect."""
-    asked: dict[str, str] = {}
-    for item in wanted:
-        if asked.setdefault(item.digest, item.label) != item.label:
-            raise InputError(
-                f"contradictory edits: {item.path} is to be {asked[item.digest]} and {item.label} at once.",
-                remedy="Decide for one label.",
-            )
-    for edit in sorted(target.edits):
-        for image in target.store.read_json(edit_private_path(edit))["images"]:
-            if asked.get(image["digest"], image["label"]) != image["label"]:
-                raise InputError(
-                    f"contradictory edits: edit {edit[:12]} made the same image {image['label']}, now it is to be "
-                    f"{asked[image['digest']]}.",
-                    remedy=f"Take that edit out first: privshard edit revert {target.place} --edit {edit[:12]}",
-                )
-
-
-def _masks(
-    tail: Tail, tokens: Tensor, labels_B: Tensor, locator: Locator | None, keep: float, slots: Sequence[Slot]
-) -> dict[str, Tensor]:
-    """One mask for all images, from a locator's scores or from the gradient."""
-    if locator is None:
-        scores = gradient_scores(tail, tokens, labels_B, slots)
-    else:
-        scores = locator.scores(features(tail.view, tokens, first_block=tail.first_block))
-    return keep_top(shared(scores), keep, slots)
-
-
-def _learn(
-    tail: Tail,
-    now: Tail,
-    tokens: Tensor,
-    labels_B: Tensor,
-    masks: dict[str, Tensor],
-    slots: Sequence[Slot],
-    options: LearnOptions,
-) -> tuple[Learnt | None, bool]:
-    """The edit, and whether it had to be learnt in the presence of those in effect.
-
-    First it is learnt on the components alone, so that it depends on no other edit. Only where it would not hold
-    beside them is it learnt again with them; then it goes when they go. None where neither makes all images right.
-    """
-    for model, beside in ((tail, False), (now, True)) if now is not tail else ((tail, False),):
-        learnt = learn(model, tokens, labels_B, masks, slots, options=options, together=True)
-        moves = any(bool(delta.any()) for delta in learnt.moved.values())
-        if moves and bool((predictions(now, tokens, learnt.moved) == labels_B).all()):
-            return learnt, beside
-    return None, False
 
 
 def _locality(
@@ -319,8 +241,3 @@ def _images(target: Target, wanted: Sequence[Wanted], before_B: Tensor, after_B:
         {"image": item.path, "label": item.label, "before": target.classes[before], "after": target.classes[after]}
         for item, before, after in zip(wanted, before_B.tolist(), after_B.tolist(), strict=True)
     ]
-
-
-def _hash(target: Target, item: Wanted) -> str:
-    """What stands for a subject: its keyed hash in a workspace; beside a plain file, the image's own digest."""
-    return item.subject if target.workspace is None else target.workspace.subject_hash(item.subject)

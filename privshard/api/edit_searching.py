@@ -48,7 +48,7 @@ def edit_search(
     its held-out rows); one image of each group is edited, by gradient mask, and measured on the others. sensitive_data:
     labelled pictures for locality, by default the same. plot: a file (.svg or .png) for the Pareto plot.
     """
-    from privshard.api.edit_applying import LR
+    from privshard.api.edit_editors import LR
 
     started, tell = time.perf_counter(), on_progress or (lambda _: None)
     with open_target(place, model=model) as target:

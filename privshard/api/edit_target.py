@@ -60,15 +60,15 @@ class Target:
         """The shard components that the model is composed of."""
         return tuple(self.model.composition.averaged) if self.model else ()
 
-    def places(self, text: str | None, *, kinds: Sequence[Kind] = ("ffn",)) -> tuple[Place, ...]:
-        """The places that `text` names, or the default ones: feed-forward networks, as late as the model allows."""
+    def places(self, text: str | None, *, kind: Kind = "ffn") -> tuple[Place, ...]:
+        """The places that `text` names, or the default ones: of one kind, as late as the model allows."""
         if text is not None:
             return check_places(parse_places(text, depth=self.depth), depth=self.depth, first_block=self.first_block)
-        usual = default_places(self.depth)
+        usual = default_places(self.depth, kind=kind)
         if usual[0].block >= self.first_block:
             return usual
         blocks = range(max(self.first_block, self.depth - 3), self.depth)
-        return tuple(sorted(Place(block, kind) for block in blocks for kind in kinds))
+        return tuple(Place(block, kind) for block in blocks)
 
     def tail(self, places: Sequence[Place]) -> Tail:
         """The model without its edits, from the first block that these places, or an edit in effect, change."""

@@ -45,22 +45,34 @@ def apply(
     subjects: Annotated[
         list[str] | None, typer.Option("--subject", "-s", help="Whom it is about; one for every image.")
     ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option("--editor", metavar="E", help="heads (the default), gradient, locator or rank-one."),
+    ] = None,
     keep: Annotated[
-        float | None, typer.Option("--keep", metavar="RHO", help="The share of neurons that may change.")
+        float | None,
+        typer.Option("--keep", metavar="RHO", help="The share of heads (default 1) or neurons (0.25) that may change."),
     ] = None,
     locator: Annotated[
         str | None,
-        typer.Option("--locator", metavar="F", help="A locator's file or digest; without one, the gradient."),
+        typer.Option("--locator", metavar="F", help="For the editor locator: a locator's file or digest."),
     ] = None,
     places: PlacesOption = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
     steps: Annotated[int, typer.Option("--steps", help="At most so many steps.")] = 100,
+    unlabeled: Annotated[
+        str | None, typer.Option("--unlabeled", metavar="PATH", help="For the editor rank-one: images in general.")
+    ] = None,
     sensitive: SensitiveOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Make images right by changing a few neurons; several images give one edit."""
+    """Make images right by changing a few weights; several images give one edit.
+
+    Late attention heads are changed by default, which kept the most predictions for what it generalized in the
+    benchmark; --locator, --editor or feed-forward --places choose otherwise.
+    """
 
     return Frame("edit apply", as_json=as_json, debug=debug).execute(
         lambda on_progress: api().edit_apply(
@@ -68,14 +80,16 @@ def apply(
             images=images,
             labels=labels,
             subjects=subjects or (),
+            editor=editor,
+            keep=keep,
             locator=locator,
             places=places,
             lr=lr,
             steps=steps,
+            unlabeled=unlabeled,
             sensitive_data=sensitive,
             model=model,
             on_progress=on_progress,
-            **({} if keep is None else {"keep": keep}),
         ),
         show=render_edit.applied,
     )

@@ -27,7 +27,7 @@ def applied(result: dict[str, Any]) -> RenderableType:
             f"{result['num_sensitive']} sensitive example(s)",
             f"Cost: {cost['num_neurons']} neurons, {cost['num_weights']} weights, {cost['bytes']} bytes, "
             f"{cost['steps']} steps, {cost['learn_s']:.3g} s",
-            f"Where: {result['places']}, keeping {result['keep']:g}",
+            f"Where: {result['places']}, by {result['editor']}, keeping {result['keep']:g}",
         ]
         lines += [
             f"Conflict: edit {item['edit'][:12]} lost {item['images_lost']} image(s)" for item in result["conflicts"]

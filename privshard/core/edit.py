@@ -13,9 +13,10 @@ from privshard.core.model import Space
 class EditRecord:
     """Everything public about one edit; whose image it was learnt from stays in a private side file.
 
-    locator: digest of the locator that chose its neurons; None where the gradient did. keep: the share of neurons it
-    was allowed. components: what the model was composed of when it was learnt. edits: those that it was learnt in the
-    presence of, because alone it would not have held beside them. No edit has a privacy guarantee for its own images.
+    locator: digest of the locator that chose its neurons; None of another editor. keep: the share of neurons or heads
+    that it was allowed. components: what the model was composed of when it was learnt. edits: those that it was learnt
+    in the presence of, because alone it would not have held beside them. editor: what chose the weights that move,
+    such as "heads". No edit has a privacy guarantee for its own images.
     """
 
     id: str
@@ -26,6 +27,7 @@ class EditRecord:
     places: tuple[str, ...]
     components: tuple[str, ...] = ()
     edits: tuple[str, ...] = ()
+    editor: str = "gradient"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
@@ -33,6 +35,7 @@ class EditRecord:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> EditRecord:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`. Records of the first releases name no editor: a locator chose then, or the gradient."""
+        first = {"editor": "locator" if value["locator"] else "gradient"}
         lists = {name: tuple(value[name]) for name in ("places", "components", "edits")}
-        return EditRecord(**{**value, **lists})
+        return EditRecord(**{**first, **value, **lists})

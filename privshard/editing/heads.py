@@ -15,34 +15,58 @@ from privshard.editing.places import Slot
 from privshard.models.vit import ViTView
 
 
+def num_heads_kept(view: ViTView, keep: float, slots: Sequence[Slot]) -> int:
+    """How many heads a share `keep` of all heads of attention slots is.
+
+    keep: rho, in (0, 1]. InputError for slots that are not attention, and for a share that keeps no head.
+    """
+    blocks = {block.name: block for block in view.blocks}
+    foreign = [slot.name for slot in slots if _parts(slot)[0] not in blocks]
+    if foreign:
+        raise InputError(
+            f"heads: expected places of kind attention, got {', '.join(foreign)}.",
+            remedy="Name attention places, such as attention:8-10, or take another editor.",
+        )
+    total = sum(blocks[name].num_heads for name in {_parts(slot)[0] for slot in slots})
+    kept = round(keep * total) if 0 < keep <= 1 else 0
+    if kept == 0:
+        raise InputError(
+            f"keep: expected a share in (0, 1] that keeps at least one of {total} heads, got {keep:g}.",
+            remedy=f"{1 / total:.2g} keeps one; an editor that chooses single neurons can keep less.",
+        )
+    return kept
+
+
 def head_masks(view: ViTView, scores: Mapping[str, Tensor], keep: float, slots: Sequence[Slot]) -> dict[str, Tensor]:
     """The mask of the share `keep` of all heads with the largest summed scores.
 
     A head's neurons are its rows of qkv (query, key and value) and its columns of proj. scores: of attention slots
     alone, (B, K); InputError for others, and for a share that keeps no head.
     """
+    kept = num_heads_kept(view, keep, slots)
     blocks = {block.name: block for block in view.blocks}
     totals: dict[str, Tensor] = {}
     for slot in slots:
-        name, _, matrix = slot.name.removesuffix(".weight").rpartition(".attn.")
-        if name not in blocks:
-            raise InputError(f"heads: expected places of kind attention, got {slot.name}.")
+        name, matrix = _parts(slot)
         by_head_BH = _by_head(scores[slot.name], blocks[name].num_heads, parts=3 if matrix == "qkv" else 1).sum(dim=-1)
         totals[name] = totals[name] + by_head_BH if name in totals else by_head_BH
     joined_BH = torch.cat(list(totals.values()), dim=1)
-    kept = round(keep * joined_BH.shape[1]) if 0 < keep <= 1 else 0
-    if kept == 0:
-        raise InputError(f"keep: expected a share that keeps at least one of {joined_BH.shape[1]} heads, got {keep:g}.")
     order = torch.sort(joined_BH, dim=1, descending=True, stable=True).indices[:, :kept]
     chosen_BH = torch.zeros_like(joined_BH).scatter(1, order, 1.0)
     sizes = [part.shape[1] for part in totals.values()]
     chosen = dict(zip(totals, chosen_BH.split(sizes, dim=1), strict=True))
     masks = {}
     for slot in slots:
-        name, _, matrix = slot.name.removesuffix(".weight").rpartition(".attn.")
+        name, matrix = _parts(slot)
         mask_BK = chosen[name].repeat_interleave(blocks[name].head_dim, dim=1)
         masks[slot.name] = mask_BK.repeat(1, 3) if matrix == "qkv" else mask_BK
     return masks
+
+
+def _parts(slot: Slot) -> tuple[str, str]:
+    """The block and the matrix ("qkv" or "proj") of an attention slot; no block for another slot."""
+    name, _, matrix = slot.name.removesuffix(".weight").rpartition(".attn.")
+    return name, matrix
 
 
 def _by_head(score_BK: Tensor, num_heads: int, *, parts: int) -> Tensor:

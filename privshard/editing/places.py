@@ -73,10 +73,10 @@ def parse_places(text: str, *, depth: int) -> tuple[Place, ...]:
     return check_places(found, depth=depth)
 
 
-def default_places(depth: int) -> tuple[Place, ...]:
-    """The feed-forward networks of up to three blocks before the last one: blocks 8 to 10 of 12."""
+def default_places(depth: int, *, kind: Kind = "ffn") -> tuple[Place, ...]:
+    """The places of one kind in up to three blocks before the last one: blocks 8 to 10 of 12."""
     last = max(depth - 2, 0)
-    return tuple(Place(block, "ffn") for block in range(max(last - 2, 0), last + 1))
+    return tuple(Place(block, kind) for block in range(max(last - 2, 0), last + 1))
 
 
 def check_places(places: Iterable[Place], *, depth: int, first_block: int = 0) -> tuple[Place, ...]:

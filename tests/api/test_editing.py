@@ -72,7 +72,11 @@ def test_an_edit_makes_its_image_right_and_reverting_restores_every_bit(ws, pict
     result = check(edit_apply(ws, images=images[:1], labels=[label], subjects=["ada"]), "edit_apply")
     assert (result["status"], result["success"]) == ("edited", 1.0)
     assert label_of(ws, images[0]) == label
-    assert result["cost"]["num_neurons"] == round(0.25 * 2 * 768)
+    # all heads of the one linearized block: the rows of its qkv and the columns of its proj, and nothing else
+    assert (result["editor"], result["keep"], result["places"]) == ("heads", 1.0, "attention:6")
+    assert result["cost"]["num_neurons"] == 4 * 192
+    arrays = load_file(Path(ws) / result["file"])
+    assert {name.rpartition("/")[0] for name in arrays} == {f"blocks.6.attn.{part}.weight" for part in ("qkv", "proj")}
     assert not np.array_equal(logits(ws, images), before)
     assert verify(ws)["ok"]
     (found,) = check(influence(ws, html=str(tmp_path / "i.html")), "influence")["edits"]
@@ -145,7 +149,14 @@ def test_bad_input_is_refused(ws, picture):
     for values, message in (
         ({"labels": ["11"]}, "expected one of the 10 classes"),
         ({"labels": [label, label]}, "one label for every image"),
-        ({"labels": [label], "keep": 1e-9}, "keeps at least one of 1536 neurons"),
+        ({"labels": [label], "keep": 1e-9}, "keeps at least one of 3 heads"),
+        ({"labels": [label], "keep": 1e-9, "editor": "gradient"}, "keeps at least one of 1536 neurons"),
+        ({"labels": [label], "editor": "none"}, "editor: expected one of heads, gradient, locator, rank-one"),
+        ({"labels": [label], "editor": "heads", "places": "ffn:6"}, "expected places of kind attention"),
+        ({"labels": [label], "editor": "locator"}, "expected a locator's file or digest for the editor locator"),
+        ({"labels": [label], "editor": "heads", "locator": "f"}, "the editor heads reads none"),
+        ({"labels": [label], "editor": "rank-one"}, "editor rank-one: expected a plain model"),
+        ({"labels": [label], "unlabeled": "f"}, "unlabeled: expected images for the editor rank-one, and for no"),
         ({"labels": [label], "locator": "none"}, "locator: expected a file"),
         ({"labels": [label], "places": "ffn:0"}, "expected blocks 6 to 6"),
         ({"labels": [label], "subjects": ["a", "b"]}, "one for every image or none"),
@@ -224,9 +235,9 @@ def test_a_plain_model_keeps_its_edits_beside_it(plain, picture, tmp_path):
     bytes_before = hashlib.sha256(Path(plain).read_bytes()).hexdigest()
     now = edit_apply(plain, images=[image], labels=["0"], model=VIT, steps=1, lr=1e-9)["images"][0]["before"]
     label = str((int(now) + 1) % 5)
-    result = edit_apply(plain, images=[image], labels=[label], model=VIT, lr=1e-3, keep=0.5)
+    result = edit_apply(plain, images=[image], labels=[label], model=VIT, lr=1e-3, keep=0.5, places="ffn:8-10")
     check(result, "edit_apply")
-    assert result["status"] == "edited"
+    assert (result["status"], result["editor"], result["keep"]) == ("edited", "gradient", 0.5)
     with pytest.raises(InputError, match="contradictory"):
         edit_apply(plain, images=[image], labels=[now], model=VIT)
     assert hashlib.sha256(Path(plain).read_bytes()).hexdigest() == bytes_before
@@ -240,6 +251,58 @@ def test_a_plain_model_keeps_its_edits_beside_it(plain, picture, tmp_path):
     check(edit_revert(plain, everything=True), "edit_revert")
     edit_export(plain, model=VIT, out=str(out))
     assert all(np.array_equal(array, load_file(out)[name]) for name, array in load_file(plain).items())
+
+
+def test_heads_are_kept_whole_in_the_file_of_an_edit(plain, picture):
+    image = picture(3)
+    now = edit_apply(plain, images=[image], labels=["0"], model=VIT, steps=1, lr=1e-9)["images"][0]["before"]
+    label = str((int(now) + 1) % 5)
+    result = check(edit_apply(plain, images=[image], labels=[label], model=VIT, keep=0.23, lr=2e-3), "edit_apply")
+    assert (result["status"], result["editor"]) == ("edited", "heads")
+    assert result["places"] == "attention:8,attention:9,attention:10"
+    arrays = load_file(Path(plain + ".edits") / result["file"])
+    heads = 0
+    for block in (8, 9, 10):
+        found = {part: arrays.get(f"blocks.{block}.attn.{part}.weight/index") for part in ("qkv", "proj")}
+        if found["proj"] is not None:
+            chosen = sorted(set(found["proj"] // 64))  # heads of 64
+            rows = [part * 192 + head * 64 + at for part in range(3) for head in chosen for at in range(64)]
+            assert found["qkv"].tolist() == rows
+            assert found["proj"].tolist() == [head * 64 + at for head in chosen for at in range(64)]
+            heads += len(chosen)
+    assert heads == round(0.23 * 9)
+
+
+def test_a_rank_one_edit_is_a_component_too(plain, picture, tmp_path):
+    images = [picture(3), picture(100)]
+    now = edit_apply(plain, images=images[:1], labels=["0"], model=VIT, steps=1, lr=1e-9)["images"][0]["before"]
+    label, rank_one = str((int(now) + 1) % 5), {"model": VIT, "editor": "rank-one"}
+    folder = tmp_path / "general"
+    folder.mkdir()
+    for row in (20, 40):
+        (folder / f"{row}.png").write_bytes(Path(picture(row)).read_bytes())
+    result = edit_apply(plain, images=images[:1], labels=[label], unlabeled=str(folder), lr=0.1, **rank_one)
+    assert (check(result, "edit_apply")["status"], result["editor"]) == ("edited", "rank-one")
+    assert (result["places"], result["success"]) == ("ffn:8", 1.0)
+    out = tmp_path / "edited.safetensors"
+    edit_export(plain, model=VIT, out=str(out))
+    before, after = load_file(plain), load_file(out)
+    assert [name for name in before if not np.array_equal(before[name], after[name])] == ["blocks.8.mlp.fc2.weight"]
+    moved = after["blocks.8.mlp.fc2.weight"].astype(np.float64) - before["blocks.8.mlp.fc2.weight"]
+    values = np.linalg.svd(moved, compute_uv=False)
+    assert values[1] < 1e-3 * values[0]
+    for changes, message in (
+        ({"unlabeled": None}, "unlabeled: expected images for the editor rank-one"),
+        ({"keep": 0.5}, "chooses no neurons"),
+        ({"places": "ffn:7-8"}, "expected one feed-forward network"),
+        ({"images": [images[1], picture(120)], "labels": [str((int(label) + 1) % 5)] * 2}, "got 2 that are wrong"),
+    ):
+        asked = {"images": images[1:], "labels": ["0"], "unlabeled": str(folder), **rank_one, **changes}
+        with pytest.raises(InputError, match=message):
+            edit_apply(plain, **asked)
+    edit_revert(plain, everything=True)
+    edit_export(plain, model=VIT, out=str(out))
+    assert all(np.array_equal(array, load_file(out)[name]) for name, array in before.items())
 
 
 def test_plain_models_that_do_not_load_are_errors(plain, picture, tmp_path):

@@ -329,6 +329,7 @@ EDITED = {
     "file": "edits/e.safetensors",
     "space": "tangent",
     "learnt_beside": [],
+    "editor": "gradient",
     "keep": 0.1,
     "locator": None,
     "places": "ffn:1",

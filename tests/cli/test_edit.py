@@ -10,14 +10,16 @@ from privshard.core.errors import InputError
 
 def test_apply_passes_everything_on_and_tells_what_happened(calls, capsys):
     images = ["-i", "a.png", "-l", "cat", "-i", "b.png", "-l", "dog", "--subject", "x", "--subject", "y"]
-    how = ["--keep", "0.1", "--locator", "f", "--lr", "0.5", "--steps", "7", "--model", "vit", "--sensitive", "d"]
+    how = ["--keep", "0.1", "--locator", "f", "--lr", "0.5", "--steps", "7", "--model", "vit", "--sensitive", "d",
+           "--editor", "locator", "--unlabeled", "u"]  # fmt: skip
     assert main(["edit", "apply", "w", *images, *how]) == 0
     verb, positional, keywords = calls[-1]
     assert callable(keywords.pop("on_progress"))
     assert (verb, positional) == ("edit_apply", ("w",))
     assert keywords == {
         "images": ["a.png", "b.png"], "labels": ["cat", "dog"], "subjects": ["x", "y"], "keep": 0.1, "locator": "f",
-        "places": None, "lr": 0.5, "steps": 7, "sensitive_data": "d", "model": "vit",
+        "editor": "locator", "unlabeled": "u", "places": None, "lr": 0.5, "steps": 7, "sensitive_data": "d",
+        "model": "vit",
     }  # fmt: skip
     shown = capsys.readouterr().out
     for text in (
@@ -33,7 +35,7 @@ def test_apply_passes_everything_on_and_tells_what_happened(calls, capsys):
 
 def test_what_is_not_given_is_left_to_the_library(calls):
     assert main(["edit", "apply", "w", "-i", "a.png", "-l", "cat"]) == 0
-    assert "keep" not in calls[-1][2]
+    assert [calls[-1][2][name] for name in ("editor", "keep", "locator", "places", "lr")] == [None] * 5
 
 
 def test_the_other_commands(calls):

@@ -63,6 +63,8 @@ def test_every_editor_is_run_resumed_and_reported(folder, monkeypatch):
         "rank one", "attention heads",
     }  # fmt: skip
     assert set(whole["ours_minus"]) == set(whole["areas"]) - {"locator"}
+    assert set(whole["best_minus"]) == set(whole["areas"]) - {whole["best"]}
+    assert all(difference["value"] >= 0 for difference in whole["best_minus"].values())
     assert not set(whole["data"]["tuned"]) & set(whole["data"]["reported"])
     assert whole["parts"]["timing"]["value"]["edit_s"] > 0
     monkeypatch.setattr(editing, "_curve", None)  # whatever is run again fails
