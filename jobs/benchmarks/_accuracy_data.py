@@ -40,17 +40,16 @@ class Rows:
 
 
 def load_rows(path: Path, *, limit: int | None = None) -> dict[str, Rows]:
-    """Split ("train", "eval") -> its rows; a row without a subject is its own. limit: so many of each, the first."""
+    """Split ("train", "eval") -> its rows; a row without a subject is its own. limit: so many of each, by their ids."""
     found: dict[str, list[tuple[str, bytes, str, str]]] = {"train": [], "eval": []}
     for row in read_rows(path):
         split = row.split or "train"
-        if limit is not None and len(found[split]) >= limit:
-            continue
         subject = row.subject or subject_of_image(row.image)
         name = example_id(_KEY, image=row.image, label=row.label, subject=subject)
         found[split].append((name, row.image, row.label, subject))
     columns = {
-        split: zip(*sorted({row[0]: row for row in rows}.values()), strict=True) for split, rows in found.items()
+        split: zip(*sorted({row[0]: row for row in rows}.values())[:limit], strict=True)
+        for split, rows in found.items()
     }
     return {split: Rows(*map(tuple, each)) for split, each in columns.items()}
 

@@ -32,7 +32,7 @@ from privshard.core.jobs import Progress
 SETS = ("sign_language_digits", "flowers12", "omniglot_small", "cifar10")
 PUBLIC = tuple(name for name in ("tangent", "gift", "head", "full", "lora", "bitfit", "prompts") if name in METHODS)
 PRIVATE = tuple(name for name in ("tangent", "gift", "lora", "head") if name in METHODS)
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FOLDS = 5
 
 

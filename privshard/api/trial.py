@@ -5,6 +5,7 @@ B rows, S shards. Nothing here is private or released: rows, scores and componen
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from privshard.api.methods import make_method
 from privshard.api.recipe import Recipe
 from privshard.api.setup import Setup, make_setup
 from privshard.composition.curvature import Held, by_curvature
+from privshard.core.digest import content_digest
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, Method, initial
 from privshard.core.model import Combine
@@ -44,23 +46,29 @@ class Rows:
 
     @staticmethod
     def of(source: Iterator[SourceRow], *, limit: int | None = None) -> Rows:
-        """The rows of a source, at most `limit` train and `limit` test rows, the first ones. Rows without a split are
-        test with their subject, by a public tenth."""
-        kept: list[tuple[bytes, str, str, bool]] = []
-        counts = {True: 0, False: 0}
+        """The rows of a source, at most `limit` train and `limit` test rows: those whose images have the least digests,
+        whatever their order. Rows without a split are test with their subject, by a public tenth."""
+        found: dict[bool, list[tuple[int, int, SourceRow, str]]] = {False: [], True: []}
         tenth = Partition(_FOLDS, 1)
-        for row in source:
+        for position, row in enumerate(source):
             subject = row.subject or subject_of_image(row.image)
             test = tenth.held_out(subject) if row.split is None else row.split == "eval"
-            if limit is None or counts[test] < limit:
-                counts[test] += 1
-                kept.append((row.image, row.label, subject, test))
-        if 0 in counts.values():
+            part = found[test]
+            heapq.heappush(part, (-int(content_digest(row.image), 16), -position, row, subject))
+            if limit is not None and len(part) > limit:
+                heapq.heappop(part)
+        if not all(found.values()):
             raise InputError(
-                f"Expected train and test rows to choose and to score with, got {counts[False]} and {counts[True]}.",
+                "Expected train and test rows to choose and to score with, got "
+                f"{len(found[False])} and {len(found[True])}.",
                 remedy="Give the data a split column, or more subjects.",
             )
-        images, labels, subjects, test = zip(*kept, strict=True)
+        kept = sorted(
+            (-place, row.image, row.label, subject, test)
+            for test, part in found.items()
+            for _, place, row, subject in part
+        )
+        _, images, labels, subjects, test = zip(*kept, strict=True)
         return Rows(images, labels, subjects, np.array(test))
 
     def fold_B(self, folds: int) -> np.ndarray:

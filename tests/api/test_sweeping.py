@@ -128,6 +128,20 @@ def test_rows_without_a_split_hold_a_tenth_of_the_subjects_out(make_recipe):
         Rows.of(iter(source[:1]))
     limited = Rows.of(iter(source), limit=3)
     assert (limited.test_B.sum(), (~limited.test_B).sum()) == (3, 3)
+    backwards = Rows.of(iter(source[::-1]), limit=3)
+    assert sorted(backwards.images) == sorted(limited.images) != sorted(image.image for image in source[:3])
+    assert limited.images == tuple(row.image for row in source if row.image in limited.images)
+
+
+def test_limited_rows_are_of_every_class_where_the_file_is_sorted_by_class():
+    from privshard.data.examples import SourceRow
+
+    source = [
+        SourceRow(image=bytes([row]), label=str(row // 20), subject=str(row), split="train") for row in range(200)
+    ]
+    source += [SourceRow(image=bytes([row, 1]), label=str(row // 20), subject="e", split="eval") for row in range(200)]
+    limited = Rows.of(iter(source), limit=100)
+    assert len({label for label, test in zip(limited.labels, limited.test_B, strict=True) if not test}) == 10
 
 
 def test_intervals_are_students():
