@@ -155,7 +155,11 @@ def _draw(
         (decode(bench.errors.contents[row]), str(group.label), str(bench.errors.predictions_B[row]), str(said))
         for row, said in zip(rows, after, strict=True)
     ]
-    before_after_plot(out / "before_after.png", pictures, title="One edit, learnt from the first image alone")
+    before_after_plot(
+        out / "before_after.png",
+        pictures,
+        title=f"One edit by the {OURS} at rho {SHOWN_KEEP:g}, learnt from the first image alone: before → after",
+    )
 
 
 def _points(curve: Mapping[str, Any]) -> np.ndarray:

@@ -16,6 +16,7 @@ from privshard.core.digest import tensors_digest
 from privshard.core.errors import InputError, VerificationError
 from privshard.editing.hypernetwork import Hypernetwork, HypernetworkShape
 from privshard.editing.places import Place, Slot, first_block_of, parse_places
+from privshard.editing.scoring import Scorer, scorer
 
 FORMAT = "privshard locator 1"
 
@@ -48,11 +49,17 @@ class Locator:
         """Content digest, of weights, shape, places and base."""
         return tensors_digest(self.arrays(), "locator", self.base, json.dumps(self._layout(), sort_keys=True))
 
-    @torch.no_grad()
     def scores(self, feature_BD: Tensor) -> dict[str, Tensor]:
-        """Scores (B, K) of each slot's neurons for images of these features."""
-        self.network.eval()
-        return self.network(feature_BD)
+        """Scores (B, K) of each slot's neurons for images of these features, on the network's device."""
+        device = self.network.tokens_SD.device
+        if device not in self._scorers:
+            self._scorers[device] = scorer(self.network)
+        return self._scorers[device].scores(feature_BD)
+
+    @cached_property
+    def _scorers(self) -> dict[torch.device, Scorer]:
+        """By device: a locator may be moved, but its weights don't change."""
+        return {}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its weights by name, fp32."""

@@ -21,8 +21,8 @@ MARKERS = "osD^vP*Xph"
 
 
 def pareto_plot(path: Path, candidates: Sequence[Mapping[str, Any]], *, chosen: str) -> None:
-    """Generalization against locality of every candidate of a search; the front joined, the choice named."""
-    figure = new_figure(6.4, 4.6)
+    """Generalization against locality of every candidate of a search; the front joined, numbered and named."""
+    figure = new_figure(8.4, 4.6)
     axes = figure.add_subplot()
     for candidate in candidates:
         x, y, name = candidate["locality"], candidate["generalization"], candidate["places"]
@@ -31,20 +31,21 @@ def pareto_plot(path: Path, candidates: Sequence[Mapping[str, Any]], *, chosen: 
                      edgecolors="black" if name == chosen else "none", linewidths=1.4)  # fmt: skip
     front = sorted((c["locality"], c["generalization"], c["places"]) for c in candidates if c["on_front"])
     axes.plot([x for x, _, _ in front], [y for _, y, _ in front], color="#999999", linewidth=1, zorder=2)
-    lows = [c["locality"] for c in candidates]
-    middle = (min(lows) + max(lows)) / 2
-    shown = {(x, y): _short(name) for x, y, name in front}
+    named = {(x, y): _short(name) for x, y, name in front}
     picked = f"{_short(chosen)} (chosen)"
-    shown |= {(c["locality"], c["generalization"]): picked for c in candidates if c["places"] == chosen}
-    for at, ((x, y), name) in enumerate(sorted(shown.items())):
-        left = x > middle
-        axes.annotate(name, (x, y), xytext=(-7 if left else 7, 9 if at % 2 else -12), textcoords="offset points",
-                      fontsize=8, ha="right" if left else "left")  # fmt: skip
+    named |= {(c["locality"], c["generalization"]): picked for c in candidates if c["places"] == chosen}
+    listed = []
+    for number, ((x, y), name) in enumerate(sorted(named.items()), start=1):
+        # names are as long as the plot is wide: they stand beside it, where they can't cover each other
+        axes.annotate(str(number), (x, y), xytext=(0, 8), textcoords="offset points", fontsize=8, ha="center")
+        listed.append(f"{number}  {name}")
+    axes.text(1.02, 0.78, "\n".join(["On the front:", *listed]), transform=axes.transAxes, fontsize=8, va="top",
+              linespacing=1.5)  # fmt: skip
     kinds = {"FFN": COLOURS[0], "attention": COLOURS[1], "both": COLOURS[3]}
     used = {_kind(candidate["places"]) for candidate in candidates}
     for label, colour in ((label, kinds[label]) for label in kinds if label in used):
         axes.scatter([], [], s=28, color=colour, label=label)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     axes.set_xlabel("locality: predictions kept on sensitive examples")
     axes.set_ylabel("generalization: accuracy on the others of the group")
     axes.margins(0.12)
@@ -61,8 +62,8 @@ def front_plot(path: Path, curves: Mapping[str, np.ndarray], *, title: str) -> N
         marker, colour = MARKERS[at % len(MARKERS)], COLOURS[at % len(COLOURS)]
         axes.plot(points_S2[:, 1], points_S2[:, 0], color=colour, marker=marker, label=name, **ours)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    axes.set_xlabel("locality")
-    axes.set_ylabel("generalization")
+    axes.set_xlabel("locality: predictions kept on sensitive examples")
+    axes.set_ylabel("generalization: accuracy on the others of the group")
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(color="#e4e4e4", linewidth=0.6)
     save_figure(figure, path)
@@ -86,13 +87,15 @@ def mask_plot(path: Path, shares: Mapping[str, Mapping[str, Sequence[float]]], *
     )
     axes.set_ylabel("share of neurons kept")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, title="bars: means; dots: edits", title_fontsize=8, loc="upper left",
+                bbox_to_anchor=(1.0, 1.0))  # fmt: skip
     axes.set_title(title, fontsize=10, loc="left")
     save_figure(figure, path)
 
 
 def before_after_plot(path: Path, rows: Sequence[tuple[Image, str, str, str]], *, title: str) -> None:
-    """Images with their label and the prediction before and after: (image, label, before, after) each."""
+    """Images with their label and the prediction before and after: (image, label, before, after) each. The first is
+    the one that was edited, and is marked so."""
     columns = min(6, len(rows))
     lines = -(-len(rows) // columns)
     figure = new_figure(1.75 * columns, 2.2 * lines + 0.3)
@@ -104,7 +107,8 @@ def before_after_plot(path: Path, rows: Sequence[tuple[Image, str, str, str]], *
             image, label, before, after = rows[at]
             axes.imshow(image)
             right = after == label
-            axes.set_title(f"label {label}\n{before} → {after}", fontsize=8, color=COLOURS[2] if right else COLOURS[5])
+            told = f"label {label}, edited" if at == 0 else f"label {label}"
+            axes.set_title(f"{told}\n{before} → {after}", fontsize=8, color=COLOURS[2] if right else COLOURS[5])
     save_figure(figure, path)
 
 
@@ -120,7 +124,7 @@ def _short(places: str) -> str:
         kind, _, block = part.partition(":")
         blocks.setdefault(kind, []).append(int(block))
     named = []
-    for kind, numbers in blocks.items():
+    for kind, numbers in sorted(blocks.items(), reverse=True):  # ffn before attention
         numbers.sort()
         runs = [[number] for number in numbers[:1]]
         for number in numbers[1:]:
