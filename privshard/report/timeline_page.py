@@ -32,7 +32,7 @@ def timeline_page(record: Mapping[str, Any]) -> str:
         "timeline.html",
         title=f"Timeline of a {record['kind']} run",
         facts=(
-            ("Began", datetime.fromtimestamp(record["started_s"], UTC).isoformat(sep=" ", timespec="seconds")),
+            ("Began, UTC", f"{datetime.fromtimestamp(record['started_s'], UTC):%Y-%m-%d %H:%M:%S}"),
             ("Took", f"{elapsed:.1f} s"),
             ("Jobs", len(jobs)),
             ("Retries", sum(job["retries"] for job in jobs)),
