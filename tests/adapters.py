@@ -18,7 +18,7 @@ ADAPTERS: dict[str, Callable[[ViTView], Adapter]] = {
     "full": FullAdapter,
     "full last": lambda view: FullAdapter(view, blocks=1),
     "lora": lambda view: LoraAdapter(view, rank=3, alpha=6.0),
-    "lora all": lambda view: LoraAdapter(view, rank=2, targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    "lora all": lambda view: LoraAdapter(view, rank=8, targets=("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
     "gift": lambda view: GiftAdapter(view, GiftSpec(rank=3)),
     "gift paca": lambda view: GiftAdapter(
         view, GiftSpec(generator="paca", rank=3, clusters=4, layers=("attn.v", "mlp.fc1"), sharing="kind")

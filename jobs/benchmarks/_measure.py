@@ -50,15 +50,16 @@ def measure(
     warm_up: int = 2,
     repeats: int = 7,
     limit_s: float = 30.0,
+    memory: bool = True,
 ) -> dict[str, Measured]:
     """Measure every case, by name: one call handles `examples` examples.
 
     Calls are timed in turns (a, b, a, b, …), so that a clock that drops or a neighbour that comes slows all of them
     alike, and the device is idle before and after each. `limit_s` bounds the timed calls of one case: a slow one is
     repeated less often, but once at least. A case that raises is kept with its error: a peer that runs out of memory
-    is a result too.
+    is a result too. memory: whether one more call is watched for it, with what all the cases hold.
     """
-    results = {name: _first_calls(name, case, examples, device, warm_up) for name, case in cases.items()}
+    results = {name: _first_calls(name, case, examples, device, warm_up, memory) for name, case in cases.items()}
     times: dict[str, list[float]] = {name: [] for name, found in results.items() if found.error is None}
     for _ in range(repeats):
         for name, taken in list(times.items()):
@@ -106,11 +107,13 @@ def peak_memory(function: Callable[[], object], *, device: str) -> tuple[int | N
     return held, _status_bytes("VmHWM") if restarted else None
 
 
-def _first_calls(name: str, case: Callable[[], object], examples: int, device: str, warm_up: int) -> Measured:
+def _first_calls(
+    name: str, case: Callable[[], object], examples: int, device: str, warm_up: int, memory: bool
+) -> Measured:
     """The calls that compile and allocate, and one that is watched for memory."""
     try:
         taken = sum(seconds(case, device=device) for _ in range(warm_up))
-        held, peak = peak_memory(case, device=device)
+        held, peak = peak_memory(case, device=device) if memory else (None, None)
     except Exception as error:
         return _failed(name, examples, error)
     return Measured(name, examples, warm_up_s=taken, held_bytes=held, peak_bytes=peak)

@@ -3,15 +3,18 @@
     python -m jobs.benchmarks.adaptation_step --model vit_base_patch16_224 --device cuda --batch 64
 
 A step starts from images: the frozen part, logits, gradients, AdamW on the adapter and a head. "peft lora" is peft's
-own model under autograd; the others are this library's methods. "private" steps have exact per-example norms and clip.
-Ratios are multiples of "peft lora".
+own model under autograd; the others are this library's methods, as training computes their steps: without privacy the
+sum of all gradients; "private" ones have exact per-example norms and clip. Ratios are multiples of "peft lora". Memory
+is measured with one method alone on the device: its own model, its own optimizer's state, and nobody else's.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.benchmarks._machine import count_flops, peaks
-from jobs.benchmarks._measure import measure
+from jobs.benchmarks._measure import measure, peak_memory
 from jobs.benchmarks._report import finish, parser, row
 from privshard.api.methods import make_method
 from privshard.api.recipe_methods import METHODS, method_options
 from privshard.core.jobs import MethodSpec
-from privshard.core.method import Method, initial, pull
+from privshard.core.method import ParameterMethod, initial
 from privshard.models.vit import freeze, view_vit
 from privshard.privacy.clipping import clip_factors
 from privshard.training.loss import cotangent
@@ -46,21 +49,27 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     asked = arguments.parse_args(given)
     device, dtype = asked.device, torch.bfloat16 if asked.device.startswith("cuda") else torch.float32
     size = {} if asked.img_size is None else {"img_size": asked.img_size}
-    make = partial(timm.create_model, asked.model, num_classes=NUM_CLASSES, **size)
-    model = freeze(make()).to(device)
+    model = freeze(timm.create_model(asked.model, num_classes=NUM_CLASSES, **size))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(asked.batch, 3, *model.patch_embed.img_size, generator=generator).to(device)  # pyright: ignore
     labels = torch.randint(NUM_CLASSES, (asked.batch,), generator=generator).to(device)
     mode = partial(torch.autocast, torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
-    cases: dict[str, Step] = {PEER: _peft_step(freeze(make()).to(device), images, labels, mode)}
+
+    def own() -> torch.nn.Module:
+        return copy.deepcopy(model).to(device)
+
+    cases: dict[str, Callable[[], Step]] = {PEER: lambda: _peft_step(own(), images, labels, mode)}
     for name in METHODS:
         if name in LINEAR:
             continue
-        method = make_method(MethodSpec(name, method_options(name, {})), view_vit(model))
         for private in (False, True) if name in PRIVATE else (False,):
             shown = f"{name}, private" if private else name
-            cases[shown] = _step(method, images, labels, mode, private=private)
-    found = measure(cases, examples=asked.batch, device=device, repeats=asked.repeats)
+            cases[shown] = partial(_named_step, name, own, images, labels, mode, private=private)
+    alone = {name: _memory_alone(case, device=device) for name, case in cases.items()}
+    steps = {name: case() for name, case in cases.items()}
+    found = measure(steps, examples=asked.batch, device=device, repeats=asked.repeats, memory=False)
+    found = {name: replace(one, **alone[name]) for name, one in found.items()}
+    model.to(device)
     flops = 2 * asked.batch * count_flops(lambda: model(images[:1]))
     num_bytes = 2 * sum(parameter.nbytes for parameter in model.parameters())
     limits = peaks(device, dtype=dtype)
@@ -99,8 +108,27 @@ def _peft_step(
     return step
 
 
+def _named_step(
+    name: str,
+    own: Callable[[], torch.nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    mode: Callable[[], AbstractContextManager[Any]],
+    *,
+    private: bool,
+) -> Step:
+    method = make_method(MethodSpec(name, method_options(name, {})), view_vit(own()))
+    assert isinstance(method, ParameterMethod)
+    return _step(method, images, labels, mode, private=private)
+
+
 def _step(
-    method: Method, images: Tensor, labels: Tensor, mode: Callable[[], AbstractContextManager[Any]], *, private: bool
+    method: ParameterMethod,
+    images: Tensor,
+    labels: Tensor,
+    mode: Callable[[], AbstractContextManager[Any]],
+    *,
+    private: bool,
 ) -> Step:
     """The library's step on one batch: `training.step` without the bookkeeping of units."""
     start = initial(method, device=images.device)
@@ -108,20 +136,38 @@ def _step(
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
 
     def step() -> None:
+        values = {name: value.data for name, value in parameters.items()}
+        total = _clipped(values) if private else _whole(values)
+        for name, value in total.items():
+            parameters[name].grad = value
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _whole(values: dict[str, Tensor]) -> dict[str, Tensor]:
         with mode():
-            constants = method.encode(images)
-            logits, pullback = pull(method, constants, {name: value.data for name, value in parameters.items()})
+            logits, pullback = method.pull_sum(method.encode(images), values)
+        return pullback(cotangent("cross_entropy", logits.float(), labels) / len(images))
+
+    def _clipped(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        with mode():
+            logits, pullback = method.pull(method.encode(images), values)
             gradients = pullback(cotangent("cross_entropy", logits.float(), labels) / len(images))
         gradients = gradients.bounded()
-        if private:
-            weight_B = clip_factors(gradients.squared_norms(None, len(images)), max_grad_norm=1.0 / len(images))
-        else:
-            weight_B = torch.ones(len(images), device=images.device)
-        for name, total in gradients.weighted_sum(weight_B).items():
-            parameters[name].grad = total
-        optimizer.step()
+        norms_B = gradients.squared_norms(None, len(images))
+        return gradients.weighted_sum(clip_factors(norms_B, max_grad_norm=1.0 / len(images)))
 
     return step
+
+
+def _memory_alone(case: Callable[[], Step], *, device: str) -> dict[str, int | None]:
+    """What is held before a step of one case, and its peak, while nothing of the others is there."""
+    try:
+        step = case()
+        step()
+        held, peak = peak_memory(step, device=device)
+    except Exception:  # what a case can't do is said where its time is measured
+        held = peak = None
+    return {"held_bytes": held, "peak_bytes": peak}
 
 
 if __name__ == "__main__":

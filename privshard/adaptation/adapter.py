@@ -64,10 +64,11 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """One layer in one pass over a batch. a: what its parameters multiply, (B, T, I): the input of a Linear, the
-    normalized input of a LayerNorm. b: the cotangent of the layer's output, (B, T, O). Of prompts: a are the tokens
-    themselves, one copy an example (B, P, D), and b their cotangent. Of the stem: a are the images, b is the cotangent
-    of the tokens that enter the first block."""
+    """One layer in one pass over a batch. a: what its parameters multiply, (B, T, I): the input of a Linear, in the
+    type that it is multiplied in, the normalized input of a LayerNorm; empty where the adapter reads no inputs. b: the
+    cotangent of the layer's output, (B, T, O). Of prompts: a are the tokens themselves, one copy an example (B, P, D),
+    and b their cotangent. Of the stem: a are the images, b is the cotangent of the tokens that enter the first block.
+    """
 
     a: Tensor
     b: Tensor
@@ -81,6 +82,11 @@ class FactoredAdapter(Adapter, Protocol):
     W'(theta) moves onto the two factors. For W' = W + B A: dB is Outer(b, a A^T) and dA is Outer(b B, a). Parameters
     shared by several layers have one place whose tokens are those of all layers (joined along T).
     """
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether `places` needs the inputs of the layers, and not only the cotangents of their outputs."""
+        ...
 
     def layers(self) -> tuple[str, ...]:
         """Names of the base's modules whose inputs and output cotangents `places` needs."""

@@ -30,6 +30,7 @@ class BitFitAdapter:
     name = "bitfit"
     space: Space = "weight"
     first_block = 0
+    reads_inputs = False
 
     def __init__(self, view: ViTView) -> None:
         self._biases: dict[str, Tensor] = {}

@@ -34,6 +34,7 @@ class FullAdapter:
 
     name = "full"
     space: Space = "weight"
+    reads_inputs = True
 
     def __init__(self, view: ViTView, *, blocks: int | str = "all") -> None:
         first = first_linearized(view, blocks)

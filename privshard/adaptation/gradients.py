@@ -1,16 +1,17 @@
-"""Per-example gradients of parameters without factors: one backward pass for their sum, `vmap(grad)` for each of them.
+"""Per-example gradients that are held one by one: of small matrices, and of parameters without factors.
 
-B examples, U units.
+B examples, T tokens, O output and I input width, U units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from privshard.tangent.places import Direct, Outer
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,43 +43,6 @@ class DenseGradients:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class LazyGradients:
-    """Gradients of a batch that are computed when asked for: their plain sum by one backward pass, the others
-    example by example (`privshard.core.method.UnitGradients`).
-
-    summed: name -> sum of all examples' gradients. each: the gradients one by one. Norms and every weighted sum that
-    follows come from the same tensors, so a clipping bound holds for what is summed, in any type.
-    """
-
-    summed: Callable[[], dict[str, Tensor]]
-    each: Callable[[], DenseGradients]
-
-    @cached_property
-    def _total(self) -> dict[str, Tensor]:
-        return self.summed()
-
-    @cached_property
-    def _dense(self) -> DenseGradients:
-        return self.each()
-
-    def bounded(self) -> LazyGradients:
-        """The same gradients, in fp32 once computed."""
-        return LazyGradients(
-            lambda: {name: total.float() for name, total in self._total.items()}, lambda: self._dense.bounded()
-        )
-
-    def squared_norms(self, unit_B: Tensor | None, num_units: int) -> Tensor:
-        """Squared norm (U,) of each unit's gradient over all parameters."""
-        return self._dense.squared_norms(unit_B, num_units)
-
-    def weighted_sum(self, weight_B: Tensor) -> dict[str, Tensor]:
-        """Parameter name -> sum_i weight_i g_i."""
-        if "_dense" not in self.__dict__ and bool((weight_B == 1).all()):
-            return self._total
-        return self._dense.weighted_sum(weight_B)
-
-
 def per_example(
     function: Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor],
     parameters: Mapping[str, Tensor],
@@ -99,3 +63,13 @@ def per_example(
         return torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0), chunk_size=chunk)(
             dict(parameters), x_B, cotangent_BC
         )
+
+
+def matrix_place(name: str, b_BTO: Tensor, a_BTI: Tensor, *, dtype: torch.dtype) -> Outer | Direct:
+    """The gradients sum_t outer(b_t, a_t) of a matrix (O, I): held as they are, in `dtype`, where an example's takes no
+    more numbers than its factors do, for then the factors needn't be read again for the norm and for the sum."""
+    num_tokens, out_width, in_width = b_BTO.shape[1], b_BTO.shape[2], a_BTI.shape[2]
+    if out_width * in_width > num_tokens * (out_width + in_width):
+        return Outer(name, b_BTO.unsqueeze(2), a_BTI.unsqueeze(2))
+    each_BOI = (b_BTO.mT @ a_BTI).to(dtype)
+    return Direct(name, each_BOI.flatten(1), shape=(out_width, in_width))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from privshard.adaptation.adapter import Seen
+from privshard.adaptation.gradients import matrix_place
 from privshard.adaptation.targets import target_layers
 from privshard.core.displacement import Space
 from privshard.core.errors import InputError
@@ -36,6 +37,7 @@ class LoraAdapter:
     name = "lora"
     space: Space = "weight"
     first_block = 0
+    reads_inputs = True
 
     def __init__(
         self, view: ViTView, *, rank: int = 8, alpha: float = 8.0, targets: Sequence[str] = ("attn.proj",)
@@ -69,8 +71,11 @@ class LoraAdapter:
 
     def changed(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """W + (alpha / r) B A."""
-        moved = self.displacement(parameters)
-        return {f"{name}.weight": module.weight + moved[f"{name}.weight"] for name, module in self._linears.items()}
+        found: dict[str, Tensor] = {}
+        for name, module in self._linears.items():
+            b_OR, a_RI = parameters[f"{name}.lora_B"], parameters[f"{name}.lora_A"]
+            found[f"{name}.weight"] = torch.addmm(module.weight.to(b_OR.dtype), b_OR, a_RI, alpha=self._scale)
+        return found
 
     def displacement(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(alpha / r) B A."""
@@ -91,11 +96,11 @@ class LoraAdapter:
         """dA: outer(scale B^T b_t, a_t). dB: outer(b_t, scale A a_t)."""
         found: list[Outer | Direct] = []
         for name in self._linears:
-            one = seen[name]
-            narrow_b = self._scale * (one.b @ parameters[f"{name}.lora_B"].to(one.b.dtype))
-            narrow_a = self._scale * (one.a @ parameters[f"{name}.lora_A"].to(one.a.dtype).mT)
-            found.append(Outer(f"{name}.lora_A", narrow_b.unsqueeze(2), one.a.unsqueeze(2)))
-            found.append(Outer(f"{name}.lora_B", one.b.unsqueeze(2), narrow_a.unsqueeze(2)))
+            one, a_RI, b_OR = seen[name], parameters[f"{name}.lora_A"], parameters[f"{name}.lora_B"]
+            narrow_b = one.b @ (self._scale * b_OR).to(one.b.dtype)
+            narrow_a = one.a @ (self._scale * a_RI).to(one.a.dtype).mT
+            found.append(matrix_place(f"{name}.lora_A", narrow_b, one.a, dtype=a_RI.dtype))
+            found.append(matrix_place(f"{name}.lora_B", one.b, narrow_a, dtype=b_OR.dtype))
         return found
 
     def _peft_layers(self) -> dict[str, Any]:

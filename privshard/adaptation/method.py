@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from privshard.adaptation.adapter import PROMPTS, STEM, Adapter, FactoredAdapter, Seen
-from privshard.adaptation.gradients import DenseGradients, LazyGradients, per_example
+from privshard.adaptation.gradients import DenseGradients, per_example
 from privshard.adaptation.tail import Stem, Tail, features, recorded, stem_tokens
 from privshard.core.displacement import Space
 from privshard.core.errors import InputError
-from privshard.core.method import Constants, Pullback
+from privshard.core.method import Constants, Pullback, SumPullback
 from privshard.models.vit import ViTView
 from privshard.tangent.center import feature_radius, uncenter_head
 from privshard.tangent.places import Direct, Outer, Places
@@ -108,6 +110,20 @@ class AdapterMethod:
             return self._pull_factors(self.adapter, constants["x"], parameters)
         return self._pull_each(constants["x"], parameters)
 
+    def pull_sum(self, constants: Constants, parameters: Mapping[str, Tensor]) -> tuple[Tensor, SumPullback]:
+        """Logits (B, C), and one backward pass through the changed model: it keeps what training the adapter as
+        autograd does it would keep (tests/adaptation/test_cost.py). In half precision, gradients of weights are sums
+        over examples that were rounded once."""
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        with torch.enable_grad():
+            logits_BC = self._forward(leaves, constants["x"])
+
+        def summed(cotangent_BC: Tensor) -> dict[str, Tensor]:
+            grads = torch.autograd.grad(logits_BC, list(leaves.values()), grad_outputs=cotangent_BC.to(logits_BC.dtype))
+            return dict(zip(leaves, grads, strict=True))
+
+        return logits_BC.detach(), summed
+
     def _pull_factors(
         self, adapter: FactoredAdapter, x: Tensor, parameters: Mapping[str, Tensor]
     ) -> tuple[Tensor, Pullback]:
@@ -121,45 +137,43 @@ class AdapterMethod:
             if name.startswith(PROMPTS)
         }
         tokens.requires_grad_(self._stem is not None)
-        with torch.enable_grad(), recorded(self._tail, adapter.layers()) as found:
+        with (
+            torch.enable_grad(),
+            recorded(self._tail, adapter.layers(), inputs=adapter.reads_inputs) as (given, edges),
+        ):
             feature_BD = features(self._tail, tokens, {**changed, **own})
         logits_BC = self._head(feature_BD.detach(), head)
-        given = {name: a for name, (a, _) in found.items()} | {name: leaf.detach() for name, leaf in own.items()}
-        outs = [*(out for _, out in found.values()), *own.values()]
+        given |= {name: leaf.detach() for name, leaf in own.items()}
+        outs: dict[str, Tensor | GradientEdge] = {**edges, **own}
         if self._stem is not None:
             given[STEM] = x
-            outs.append(tokens)
+            outs[STEM] = tokens
 
         def pullback(cotangent_BC: Tensor) -> Places:
             back_BD = cotangent_BC.to(feature_BD.dtype) @ self._weight(head).to(feature_BD.dtype)
-            backs = torch.autograd.grad(feature_BD, outs, grad_outputs=back_BD)
-            seen = {name: Seen(a, back) for (name, a), back in zip(given.items(), backs, strict=True)}
+            ends = cast("list[Tensor]", list(outs.values()))  # the types of `grad` leave edges out, which it takes too
+            backs = torch.autograd.grad(feature_BD, ends, grad_outputs=back_BD)
+            none = feature_BD.new_empty(0)
+            seen = {name: Seen(given.get(name, none), back) for name, back in zip(outs, backs, strict=True)}
             return Places([*adapter.places(theta, seen), *self._head_places(feature_BD.detach(), cotangent_BC)])
 
         return logits_BC, pullback
 
     def _pull_each(self, x: Tensor, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
-        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        with torch.enable_grad():
-            logits_BC = self._forward(leaves, x)
+        theta = {name: value.detach() for name, value in parameters.items()}
         mode = _autocast(x)
+        with torch.no_grad():
+            logits_BC = self._forward(theta, x)
 
         def value(theta: Mapping[str, Tensor], x: Tensor, cotangent_BC: Tensor) -> Tensor:
             return (self._forward(theta, x).float() * cotangent_BC).sum()
 
-        def summed(cotangent_BC: Tensor) -> dict[str, Tensor]:
-            grads = torch.autograd.grad(logits_BC, list(leaves.values()), grad_outputs=cotangent_BC.to(logits_BC.dtype))
-            return dict(zip(leaves, grads, strict=True))
-
         def each(cotangent_BC: Tensor) -> DenseGradients:
-            detached = {name: leaf.detach() for name, leaf in leaves.items()}
             whole = x.to(self._view.head.weight.dtype)  # the batching rules want one type for tokens and weights
             with mode():
-                return DenseGradients(per_example(value, detached, whole, cotangent_BC, chunk=CHUNK))
+                return DenseGradients(per_example(value, theta, whole, cotangent_BC, chunk=CHUNK))
 
-        return logits_BC.detach(), lambda cotangent_BC: LazyGradients(
-            partial(summed, cotangent_BC), partial(each, cotangent_BC)
-        )
+        return logits_BC, each
 
     def _forward(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         theta, head = _split(parameters)

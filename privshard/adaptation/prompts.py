@@ -35,6 +35,7 @@ class PromptsAdapter:
     name = "prompts"
     space: Space = "prompt"
     first_block = 0
+    reads_inputs = False
 
     def __init__(self, view: ViTView, *, tokens: int = 5) -> None:
         if tokens < 1:

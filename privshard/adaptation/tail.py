@@ -66,32 +66,35 @@ def features(tail: Tail, x_BND: Tensor, changed: Mapping[str, Tensor]) -> Tensor
     """The head's input (B, D) with changed values by the base's names, differentiable in them."""
     prompts = {name: value for name, value in changed.items() if name.startswith(PROMPTS)}
     values = {_PREFIX + name: value for name, value in changed.items() if name not in prompts}
-    return torch.func.functional_call(tail, values, (x_BND, prompts))
+    return torch.func.functional_call(tail, values, (x_BND, prompts), tie_weights=False)
 
 
 def stem_tokens(stem: Stem, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
     """The tokens (B, N, D) that enter the first block with changed values, differentiable in them."""
     values = {_PREFIX + name: value for name, value in changed.items() if not name.startswith(PROMPTS)}
-    return torch.func.functional_call(stem, values, (images,))
+    return torch.func.functional_call(stem, values, (images,), tie_weights=False)
 
 
 @contextmanager
-def recorded(tail: Tail, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, GradientEdge]]]:
-    """While the context lasts, what the named layers multiply by their parameters and give: name -> (a, edge).
+def recorded(
+    tail: Tail, names: Sequence[str], *, inputs: bool
+) -> Iterator[tuple[dict[str, Tensor], dict[str, GradientEdge]]]:
+    """While the context lasts, what the named layers multiply by their parameters, and give: name -> a, name -> edge.
 
-    a is the input of a layer, for a LayerNorm its normalized input; edge is where the gradient of its output comes by.
-    The graph begins at the first named layer, and no output is kept: nothing else would need it.
+    a is the input of a layer, for a LayerNorm its normalized input; without `inputs`, none are kept. edge is where the
+    gradient of its output comes by. The graph begins at the first named layer, and no output is kept: nothing else
+    would need it.
     """
-    found: dict[str, tuple[Tensor, GradientEdge]] = {}
+    given: dict[str, Tensor] = {}
+    edges: dict[str, GradientEdge] = {}
 
     def keep(name: str):
-        def hook(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-            a = given[0].detach()
-            if isinstance(module, nn.LayerNorm):
-                a = F.layer_norm(a, module.normalized_shape, eps=module.eps)
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            if inputs:
+                given[name] = _multiplied(module, args[0].detach())
             if not out.requires_grad:
                 out.requires_grad_()
-            found[name] = (a, get_gradient_edge(out))
+            edges[name] = get_gradient_edge(out)
 
         return hook
 
@@ -99,4 +102,14 @@ def recorded(tail: Tail, names: Sequence[str]) -> Iterator[dict[str, tuple[Tenso
         for name in names:
             handle = tail.model.get_submodule(name).register_forward_hook(keep(name))
             stack.callback(handle.remove)
-        yield found
+        yield given, edges
+
+
+def _multiplied(module: nn.Module, x: Tensor) -> Tensor:
+    """What a layer multiplies by its weight, in the type that it does so in."""
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(x, module.normalized_shape, eps=module.eps)
+    kind = x.device.type
+    if isinstance(module, nn.Linear) and x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x

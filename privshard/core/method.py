@@ -43,6 +43,11 @@ Pullback = Callable[[Tensor], UnitGradients]
 called once."""
 
 
+SumPullback = Callable[[Tensor], dict[str, Tensor]]
+"""Cotangents (B, C) -> parameter name -> the sum over examples of what a `Pullback` gives one by one. May be called
+once."""
+
+
 @runtime_checkable
 class Method(Protocol):
     """How a displacement acts. Stateless; B examples, C classes.
@@ -115,6 +120,10 @@ class ParameterMethod(Method, Protocol):
 
     def pull(self, constants: Constants, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
         """Logits (B, C), and what turns cotangents into per-example gradients with respect to the parameters."""
+        ...
+
+    def pull_sum(self, constants: Constants, parameters: Mapping[str, Tensor]) -> tuple[Tensor, SumPullback]:
+        """As `pull`, where nobody asks for one example's gradient: one backward pass, and nothing kept for more."""
         ...
 
     def displacement(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -74,7 +74,9 @@ class Direct:
 
     def squared_norms(self, slots_UM: Tensor | None) -> Tensor:
         """Of each unit's gradient (U,)."""
-        return _tokens(_wide(self.g_BP).unsqueeze(1), slots_UM).sum(1).square().sum(1)
+        g_BP = _wide(self.g_BP)
+        g_UP = g_BP if slots_UM is None else _tokens(g_BP.unsqueeze(1), slots_UM).sum(1)
+        return g_UP.square().sum(1)
 
     def weighted_sum(self, weight_B: Tensor) -> Tensor:
         """(P,) or `shape`, at least in fp32."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from privshard.core.method import Constants, Method, UnitGradients, pull
+from privshard.core.method import Constants, Method, ParameterMethod, UnitGradients, pull
 from privshard.privacy.clipping import clip_factors
 from privshard.training.gather import take, upload
 from privshard.training.loss import cotangent
@@ -55,11 +55,16 @@ def clipped_sum(
         unit_B = None if unit_of_row[-1] == len(rows) - 1 else upload(unit_of_row, device)
         num_units = int(unit_of_row[-1]) + 1  # ascending, and none without a row
         run = _compiled if compile else _plain
-        gradients = run(_gradients)(method, batch, parameters, labels, loss=loss, dtype=dtype)
-        if max_grad_norm is None:
-            part = _unclipped(gradients, labels, unit_B, num_units)
+        each = partial(run(_gradients), method, batch, parameters, labels, loss=loss, dtype=dtype)
+        if max_grad_norm is not None:
+            part = run(_bounded_sum)(each(), unit_B, num_units=num_units, bound=max_grad_norm)
+        elif isinstance(method, ParameterMethod):
+            part = _sum(method, batch, parameters, labels, loss=loss, dtype=dtype)
+            part = part if _finite(part) else _finite_sum(each(), unit_B, num_units)
         else:
-            part = run(_bounded_sum)(gradients, unit_B, num_units=num_units, bound=max_grad_norm)
+            gradients = each()
+            part = gradients.weighted_sum(torch.ones(len(labels), device=device))
+            part = part if _finite(part) else _finite_sum(gradients, unit_B, num_units)
         total = part if total is None else {name: total[name] + part[name] for name in total}
     return total
 
@@ -84,11 +89,27 @@ def _bounded_sum(gradients: UnitGradients, unit_B: Tensor | None, *, num_units: 
     return gradients.weighted_sum(factor_U if unit_B is None else factor_U[unit_B])
 
 
-def _unclipped(gradients: UnitGradients, labels_B: Tensor, unit_B: Tensor | None, num_units: int) -> dict[str, Tensor]:
-    """The sum over the units whose gradient is finite: where the sum over all of them is finite, these are all."""
-    total = gradients.weighted_sum(torch.ones(len(labels_B), device=labels_B.device))
-    if bool(torch.stack([torch.isfinite(tensor).all() for tensor in total.values()]).all()):
-        return total
+def _sum(
+    method: ParameterMethod,
+    batch: Constants,
+    parameters: Mapping[str, Tensor],
+    labels_B: Tensor,
+    *,
+    loss: str,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        logits_BC, pullback = method.pull_sum(batch, parameters)
+    return pullback(cotangent(loss, logits_BC.float(), labels_B))
+
+
+def _finite(total: Mapping[str, Tensor]) -> bool:
+    """Whether a sum is finite: then every gradient in it is."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in total.values()]).all())
+
+
+def _finite_sum(gradients: UnitGradients, unit_B: Tensor | None, num_units: int) -> dict[str, Tensor]:
+    """The sum over the units whose gradient is finite."""
     squared_U = gradients.squared_norms(unit_B, num_units)
     factor_U = torch.isfinite(squared_U).to(squared_U.dtype)
     return gradients.weighted_sum(factor_U if unit_B is None else factor_U[unit_B])

@@ -80,6 +80,10 @@ def test_gradients_of_every_unit_are_those_of_one_backward_pass_an_example(kind:
             wanted = sum(weight * one[name] for weight, one in zip(weights.double(), slow, strict=True))
             torch.testing.assert_close(found[name], wanted)
     torch.testing.assert_close(logits, method.logits(method.encode(x), method.displacement(parameters)))
+    again, pull_back = method.pull_sum(method.encode(x), parameters)
+    torch.testing.assert_close(again, logits)
+    for name, total in pull_back(r).items():
+        torch.testing.assert_close(total, sum(one[name] for one in slow))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

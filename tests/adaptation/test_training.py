@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from adapters import ADAPTERS
@@ -17,6 +18,8 @@ from privshard.core.privacy import MechanismPlan
 from privshard.models.vit import freeze, view_vit
 from privshard.privacy.stream import insecure_key
 from privshard.training.shard import train_shard
+from privshard.training.step import clipped_sum
+from privshard.training.units import Units
 
 PLAN = MechanismPlan(
     unit="example",
@@ -86,3 +89,34 @@ def test_constants_kept_in_half_precision_train_too():
     half = train_shard(method, {"x": constants["x"].bfloat16()}, dtype=torch.bfloat16, **common)
     for name, value in whole.tensors.items():
         assert (half.tensors[name] - value).norm() < 0.05 * value.norm(), name
+
+
+def test_without_a_norm_a_unit_that_is_not_finite_contributes_nothing():
+    view = view_vit(freeze(tiny_vit(dtype=torch.float32)))
+    method = AdapterMethod(view, ADAPTERS["gift"](view))
+    moved = random_tensors({name: tuple(value.shape) for name, value in method.initial().items()}, dtype=torch.float32)
+    parameters = {name: 0.1 * value for name, value in moved.items()}
+    constants, labels = method.encode(images(5, view.model)), torch.arange(5)
+    units = Units.of(["a", "a", "b", "c", "c"])
+
+    def total(taken: list[int]) -> dict[str, torch.Tensor]:
+        found = clipped_sum(
+            method,
+            constants,
+            parameters,
+            labels_B=labels,
+            units=units,
+            taken=np.array(taken),
+            loss="cross_entropy",
+            max_grad_norm=None,
+        )
+        assert found is not None
+        return found
+
+    parts, whole = [total([unit]) for unit in range(3)], total([0, 1, 2])
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    for name, value in whole.items():
+        torch.testing.assert_close(value, sum(part[name] for part in parts), **close)
+    constants["x"][4] = float("nan")
+    for name, value in total([0, 1, 2]).items():
+        torch.testing.assert_close(value, parts[0][name] + parts[1][name], **close)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from privshard.adaptation.adapter import Seen
-from privshard.adaptation.gift.generator import Gift, gift_on
+from privshard.adaptation.gift.generator import Factors, Gift, gift_on
 from privshard.adaptation.gift.spec import GiftSpec
 from privshard.core.displacement import Space
 from privshard.models.vit import ViTView
@@ -38,11 +38,13 @@ class GiftAdapter:
 
     name = "gift"
     space: Space = "weight"
+    reads_inputs = True
 
     def __init__(self, view: ViTView, spec: GiftSpec) -> None:
         self.view = view
         self.gift: Gift = gift_on(view, spec)
         self.first_block = min(layer.block for layer in self.gift.layers)
+        self._by_rows = sorted(self.gift.layers, key=lambda layer: (layer.parameter, layer.rows.start))
         self._base = {layer.parameter: layer.module.weight for layer in self.gift.layers}
 
     def initial(self, seed: int) -> dict[str, Tensor]:
@@ -51,8 +53,11 @@ class GiftAdapter:
 
     def changed(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """W + residual, by the base's parameter names; differentiable."""
-        residuals = self.gift.residuals(parameters)
-        return {name: self._base[name].to(value) + value for name, value in residuals.items()}
+        factors = self.gift.factors(parameters)
+        residuals: dict[str, list[tuple[slice, Factors]]] = {}
+        for layer in self._by_rows:
+            residuals.setdefault(layer.parameter, []).append((layer.rows, factors[layer.name]))
+        return {name: _added(self._base[name], found) for name, found in residuals.items()}
 
     def displacement(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The residuals: products, not factors, formed in double precision and rounded once."""
@@ -73,23 +78,33 @@ class GiftAdapter:
         factors = self.gift.factors(parameters)
         dleft: dict[str, Tensor] = {}
         dright: dict[str, Tensor] = {}
-        for layer in self.gift.layers:
-            found = seen[layer.parameter.removesuffix(".weight")]
-            left_OR, right_RI = factors[layer.name].left_OR.to(found.b), factors[layer.name].right_RI.to(found.a)
-            b_BNO = found.b[..., layer.rows]
-            dleft[layer.name] = (b_BNO.mT @ (found.a @ right_RI.mT)).to(parameters[self._any])
-            dright[layer.name] = ((b_BNO @ left_OR).mT @ found.a).to(parameters[self._any])
+        dtype = parameters[self._any].dtype
+        for group in self.gift.groups:
+            right_RI = factors[group.layers[0].name].right_RI
+            for layer in group.layers:
+                found = seen[layer.parameter.removesuffix(".weight")]
+                left_OR, right_RI = factors[layer.name].left_OR.to(found.b), right_RI.to(found.a)
+                b_BNO = found.b[..., layer.rows]
+                dleft[layer.name] = (b_BNO.mT @ (found.a @ right_RI.mT)).to(dtype)
+                dright[layer.name] = ((b_BNO @ left_OR).mT @ found.a).to(dtype)
         gradients = self.gift.pullback(parameters, dleft, dright)
-        return [_whole(name, gradient) for name, gradient in gradients.items()]
+        return [
+            Direct(name, gradient.flatten(1), shape=tuple(gradient.shape[1:])) for name, gradient in gradients.items()
+        ]
 
     @property
     def _any(self) -> str:
         return next(iter(self.gift.shapes()))
 
 
-def _whole(name: str, gradient: Tensor) -> Outer | Direct:
-    """A gradient held example by example, as a place: of a matrix (B, P, Q), row p is 1 times row p."""
-    if gradient.ndim == 2:
-        return Direct(name, gradient)
-    rows_B1PQ = gradient.unsqueeze(1)
-    return Outer(name, torch.ones_like(rows_B1PQ[..., :1]), rows_B1PQ)
+def _added(weight_OI: Tensor, residuals: Sequence[tuple[slice, Factors]]) -> Tensor:
+    """W with the residuals of some of its rows, in their order: one product where a residual has all rows."""
+    parts: list[Tensor] = []
+    upto = 0
+    for rows, factors in residuals:
+        like = factors.right_RI
+        parts += [weight_OI[upto : rows.start].to(like)] if rows.start > upto else []
+        parts.append(torch.addmm(weight_OI[rows].to(like), factors.left_OR, like))
+        upto = rows.stop
+    parts += [weight_OI[upto:].to(parts[-1])] if upto < len(weight_OI) else []
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
