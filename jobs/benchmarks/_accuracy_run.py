@@ -107,8 +107,8 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
         torch.tensor([classes[label] for label in rows[split].labels], device=bench.device)
         for split in ("train", "eval")
     )
-    chosen = optimization(recipe)
     units = (SUBJECTS if cell.unit == "subject" else SIZES).get(cell.data, len(train_labels))
+    chosen = optimization(recipe, units_per_shard=units / cell.shards)
     plan = make_plan(
         recipe.privacy_params(),
         sample_rate=chosen.sample_rate,

@@ -22,6 +22,11 @@ _NOISE_LR, _MAX_LR = 0.006, 1.0
 sign_language_digits, with 1 and 5 shards, at epsilon 1, 3 and 8 (`jobs/benchmarks/README.md`)."""
 
 
+_FULL_ROOM, _MOST = 16_000.0, 10.0
+"""Where a private training may take more steps than its method's default: sqrt(S) L epsilon, with S shards of L units,
+over this, and at most so many times as many. Chosen like the rate, and on train rows of cifar10."""
+
+
 @dataclass(frozen=True)
 class Optimization:
     """Documented defaults of one method: how many steps, how many units a step, and the optimizer.
@@ -107,20 +112,35 @@ def public_optimization(method: str, *, loss: str | None = None) -> Optimization
 _ITERATIVE = ("sample_rate", "lr", "momentum", "average_from")
 
 
-def optimization(recipe: Recipe) -> Optimization:
+def optimization(recipe: Recipe, *, units_per_shard: float | None = None) -> Optimization:
     """The recipe's training section with the method's defaults filled in.
 
     Without differential privacy that is the exact optimum, unless the recipe names another optimizer, or a number that
-    only means something step by step.
+    only means something step by step. units_per_shard: the nominal number, where it is known; a plan needs it, because
+    the default number of steps follows it.
     """
     given = {key: value for key, value in recipe.training.model_dump().items() if value is not None}
     exact = _is_exact(recipe, given)
     default = _EXACT[recipe.method.name] if exact else _DEFAULTS[(recipe.method.name, recipe.private)]
+    if default.noise_lr is not None and units_per_shard is not None and not {"steps", "sample_rate"} & given.keys():
+        default = _with_room(default, recipe, units_per_shard)
     mine = {key: given.pop(key, getattr(default, key)) for key in ("steps", "sample_rate", "center")}
     given["curvature_rank"] = _curvature_rank(recipe, exact=exact)
     chosen = "lr" in given or "optimizer" in given or "momentum" in given
     params = TrainingParams(**{**vars(default.params), **given})
     return Optimization(params=params, noise_lr=None if chosen else default.noise_lr, **mine)
+
+
+def _with_room(default: Optimization, recipe: Recipe, units_per_shard: float) -> Optimization:
+    """More and smaller steps where there are so many units that noise leaves room: as many gradients, further along.
+
+    At equal epsilon and equal passes over the data, what noise adds to the components' average goes as
+    1 / (sqrt(S) L epsilon), however the passes are cut into steps; what more steps add is the way they go.
+    """
+    epsilon = recipe.privacy.epsilon or 0.0
+    times = min(_MOST, max(1.0, math.sqrt(recipe.shards) * units_per_shard * epsilon / _FULL_ROOM))
+    steps = round(default.steps * times)
+    return replace(default, steps=steps, sample_rate=default.steps * default.sample_rate / steps)
 
 
 def _is_exact(recipe: Recipe, given: Mapping[str, Any]) -> bool:

@@ -200,13 +200,13 @@ class _Bench:
         from privshard.privacy.plan import make_plan
 
         units = self._ids if recipe.privacy.unit == "example" else set(self._subjects)
-        nominal = constants.nominal_units(recipe) or len(units)
-        chosen = constants.optimization(recipe)
+        per_shard = (constants.nominal_units(recipe) or len(units)) / recipe.shards
+        chosen = constants.optimization(recipe, units_per_shard=per_shard)
         return make_plan(
             recipe.privacy_params(),
             sample_rate=chosen.sample_rate,
             steps=chosen.steps,
-            nominal_units_per_shard=nominal * (self._num_folds - 1) / self._num_folds / recipe.shards,
+            nominal_units_per_shard=per_shard * (self._num_folds - 1) / self._num_folds,
             mean_releases=int(chosen.center and encoded.method.radius is not None),
         )
 

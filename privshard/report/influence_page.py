@@ -77,8 +77,9 @@ def _summary(components: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> 
         return f"Without its only component the model is the base, and accuracy changes by {points(changes[0])} points."
     helping = sum(change < -HALF_A_PLACE for change in changes)
     harming = sum(change > HALF_A_PLACE for change in changes)
-    counts = {"lowers accuracy": helping, "raises it": harming, "leaves it the same": len(changes) - helping - harming}
-    said = [f"{what} for {count}" for what, count in counts.items() if count]
+    counts = {"lowers": helping, "raises": harming, "doesn't change": len(changes) - helping - harming}
+    verb, *others = [(what, count) for what, count in counts.items() if count]
+    said = [f"{verb[0]} accuracy for {verb[1]}", *(f"{what} it for {count}" for what, count in others)]
     parts = [f"Of {len(changes)} components, leaving one out {', '.join(said)}."]
     if helping:
         least = min(range(len(changes)), key=changes.__getitem__)

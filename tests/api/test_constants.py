@@ -106,3 +106,23 @@ def test_the_rate_follows_the_noise_by_public_constants():
     assert rate(epsilon=None)[0] == constants.optimization(Recipe(privacy={"epsilon": None})).params.lr
     for training in ({"lr": 0.2}, {"momentum": 0.0}, {"optimizer": "adam"}):
         assert rate(training=training)[0] == training.get("lr", 0.3)
+
+
+def test_many_units_take_more_and_smaller_steps_of_the_same_rows():
+    def chosen(units, shards=1, training=None, name="tangent", **privacy):
+        recipe = Recipe(
+            method={"name": name}, shards=shards, privacy={"epsilon": 8.0, **privacy}, training=training or {}
+        )
+        found = constants.optimization(recipe, units_per_shard=units)
+        return found.steps, found.sample_rate
+
+    assert chosen(None) == chosen(2_000) == chosen(313, shards=5) == (30, 1.0)
+    assert chosen(4_000) == (60, 0.5)
+    assert chosen(4_000, shards=4) == chosen(8_000) == (120, 0.25)  # sqrt(S) L epsilon is what counts
+    steps, rate = chosen(5_000)
+    assert steps * rate == pytest.approx(30)
+    assert chosen(5_000, epsilon=1.0) == (30, 1.0)
+    assert chosen(10**9) == (300, 0.1)
+    assert chosen(5_000, training={"steps": 40}) == (40, 1.0)
+    assert chosen(5_000, training={"sample_rate": 0.5}) == (30, 0.5)
+    assert chosen(5_000, name="head") == (60, 1.0)

@@ -143,9 +143,18 @@ def test_statement_note_and_numbers_are_shown():
     text = "".join(_read(influence_page(_report(), statement="Epsilon is 3.")).text)
     for expected in ("Epsilon is 3.", "not covered by the guarantee", "80.0 %", "−2.0", "−0.500", "+10.0"):
         assert expected in text
-    assert "Of 3 components, leaving one out lowers accuracy for 2, leaves it the same for 1." in text
+    assert "Of 3 components, leaving one out lowers accuracy for 2, doesn't change it for 1." in text
     assert "Most is lost without shard 2 (−2.0 points)" in text
     assert "Most is gained" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [((0.1, 0.0), "raises accuracy for 1, doesn't change it for 1."), ((0.0, 0.0), "doesn't change accuracy for 2.")],
+)
+def test_the_summary_names_accuracy_first(changes, said):
+    components = [{"leave_one_out": {"accuracy_change": change}} for change in changes]
+    assert f"leaving one out {said}" in module._summary(components, ["shard 0", "shard 1"])
 
 
 def test_intervals_are_shown_for_estimates_only():
