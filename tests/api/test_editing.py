@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_digits import people
 from tiny_vits import tiny_vit
 
-from privshard.api import budget, evaluate, forget, influence, predict, schemas, train, verify
+from privshard.api import budget, edit_applying, evaluate, forget, influence, predict, schemas, train, verify
 from privshard.api.composed import summed
 from privshard.api.edit_applying import edit_apply
 from privshard.api.edit_exporting import edit_export
@@ -253,7 +254,7 @@ def test_a_plain_model_keeps_its_edits_beside_it(plain, picture, tmp_path):
     assert all(np.array_equal(array, load_file(out)[name]) for name, array in load_file(plain).items())
 
 
-def test_heads_are_kept_whole_in_the_file_of_an_edit(plain, picture):
+def test_heads_are_kept_whole_in_the_file_of_an_edit(plain, picture, monkeypatch):
     image = picture(3)
     now = edit_apply(plain, images=[image], labels=["0"], model=VIT, steps=1, lr=1e-9)["images"][0]["before"]
     label = str((int(now) + 1) % 5)
@@ -271,6 +272,12 @@ def test_heads_are_kept_whole_in_the_file_of_an_edit(plain, picture):
             assert found["proj"].tolist() == [head * 64 + at for head in chosen for at in range(64)]
             heads += len(chosen)
     assert heads == round(0.23 * 9)
+    # an edit that was learnt in the presence of another goes with it
+    learn = edit_applying.learn_edit
+    monkeypatch.setattr(edit_applying, "learn_edit", lambda *a, **k: replace(learn(*a, **k), beside=True))
+    other = edit_apply(plain, images=[picture(100)], labels=["0" if label != "0" else "1"], model=VIT, lr=2e-3)
+    assert other["learnt_beside"] == [result["edit"]]
+    assert edit_revert(plain, edits=[result["edit"]])["reverted"] == sorted([result["edit"], other["edit"]])
 
 
 def test_a_rank_one_edit_is_a_component_too(plain, picture, tmp_path):

@@ -35,7 +35,20 @@ def test_scores_are_norms_of_neurons(tiny):
     torch.testing.assert_close(weights["blocks.1.mlp.fc1.weight"][1], torch.stack([row.norm() for row in fc1]))
     torch.testing.assert_close(weights["blocks.1.mlp.fc2.weight"][1], torch.stack([column.norm() for column in fc2.T]))
     assert {name: tuple(score.shape) for name, score in gradient.items()} == {s.name: (4, s.size) for s in tiny.slots}
-    assert shared(gradient)["blocks.1.mlp.fc1.weight"].shape == (1, 96)
+    for at in range(4):
+        named = {slot.name: torch.zeros(1, *slot.shape, dtype=torch.float64).requires_grad_() for slot in tiny.slots}
+        logits = tiny.tail.logits(tiny.tokens[at : at + 1], named)
+        torch.nn.functional.cross_entropy(logits, tiny.labels[at : at + 1]).backward()
+        for slot in tiny.slots:
+            whole = named[slot.name].grad[0] if slot.axis == 0 else named[slot.name].grad[0].T
+            expected = torch.stack([neuron.norm() for neuron in whole])
+            torch.testing.assert_close(gradient[slot.name][at], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_an_edit_of_several_images_has_their_mean_scores(tiny):
+    scores = random_scores(tiny.slots, num=3, generator=torch.Generator().manual_seed(0))
+    for name, score in shared(scores).items():
+        torch.testing.assert_close(score, ((scores[name][0] + scores[name][1] + scores[name][2]) / 3).unsqueeze(0))
 
 
 def test_random_scores_differ_between_edits(tiny):

@@ -10,7 +10,7 @@ from tiny_vits import images
 from privshard.core.errors import InputError
 from privshard.editing.episodes import cutmix
 from privshard.editing.masks import split
-from privshard.editing.meta import MetaOptions, divergence, free_masks
+from privshard.editing.meta import MetaOptions, divergence, free_masks, soft_targets
 from privshard.editing.places import masked
 
 
@@ -88,3 +88,8 @@ def test_cutmix_pastes_whole_patches_of_another_image_at_the_same_place():
 def test_one_image_cannot_be_mixed(tiny):
     with pytest.raises(InputError, match="at least two images"):
         cutmix(tiny.images[:1], patch_size=(16, 16), generator=torch.Generator())
+
+
+def test_neurons_of_a_free_mask_are_wanted_and_others_are_not():
+    expected = torch.tensor([1 / (1 + 2.718281828459045**3), 0.5, 1 / (1 + 2.718281828459045**-3)])
+    torch.testing.assert_close(soft_targets(torch.tensor([-1.0, 0.0, 1.0])), expected)

@@ -37,6 +37,7 @@ def test_edits_add(tiny, moved):
     edit = sparse.sparsify(moved, tiny.slots)
     twice = sparse.total([edit, edit])
     assert all(np.array_equal(twice[name], 2 * delta.numpy()) for name, delta in moved.items())
+    assert {array.dtype for array in twice.values()} == {np.dtype(np.float32)}
     assert sparse.total([]) == {}
 
 

@@ -11,7 +11,7 @@ from tiny_vits import FAMILIES, random_tensors
 from torch.func import functional_call, jvp
 
 from privshard.editing.functional import unfused
-from privshard.editing.tail import TangentTail, features
+from privshard.editing.tail import EditedTail, TangentTail, features
 
 SHAPED = [name for name in FAMILIES if name != "scale_norms"]
 
@@ -57,6 +57,17 @@ def test_the_tangent_tail_is_the_first_order_expansion(family):
     tail = TangentTail(tiny.view, 1, point)
     got = tail.logits(tiny.tokens, {name: delta.unsqueeze(0) for name, delta in moved.items()})
     torch.testing.assert_close(got, primal + tangent, rtol=1e-8, atol=1e-8)
+
+
+def test_what_moves_is_added_to_the_edits_in_effect():
+    tiny = make_tiny()
+    first, second, third = tiny.slots[:3]
+    held = random_tensors({slot.name: (1, *slot.shape) for slot in (first, second)}, seed=7)
+    moved = random_tensors({slot.name: (4, *slot.shape) for slot in (second, third)}, seed=8)
+    got = EditedTail(tiny.tail, held).logits(tiny.tokens, moved)
+    both = {second.name: held[second.name] + moved[second.name]}
+    assert torch.equal(got, tiny.tail.logits(tiny.tokens, {**held, **moved, **both}))
+    assert torch.equal(EditedTail(tiny.tail, held).logits(tiny.tokens, {}), tiny.tail.logits(tiny.tokens, held))
 
 
 def test_edits_of_a_linearized_model_compose_linearly():

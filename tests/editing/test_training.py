@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,14 @@ from tiny_vits import images
 
 from privshard.core.errors import InputError, VerificationError
 from privshard.editing import training
+from privshard.editing.episodes import cutmix
 from privshard.editing.hypernetwork import Hypernetwork, shape_for
 from privshard.editing.locator import read_locator
-from privshard.editing.meta import fit_loss
+from privshard.editing.meta import fit_loss, free_masks
+from privshard.editing.tail import features
 from privshard.editing.training import LocatorOptions, train_locator
 from privshard.store.objects import ObjectStore
+from privshard.store.tensors import load_tensors
 
 OPTIONS = LocatorOptions(episodes=13, batch=4, fit_steps=30, fit_batch=8, depth=1)
 
@@ -55,6 +60,22 @@ def test_an_interrupted_training_gives_the_same_locator(tmp_path):
             train(tiny, tmp_path / f"part{stop}", stop_after=stop)
         again, _ = train(tiny, tmp_path / f"part{stop}")
         assert again.digest == whole.digest
+
+
+def test_an_episode_mends_the_mixed_image_towards_the_whole_ones_prediction(tmp_path):
+    tiny = make_tiny(dtype=torch.float32)
+    train(tiny, tmp_path, options=replace(OPTIONS, episodes=4, fit_steps=1, seed=1))
+    kept, _ = load_tensors(ObjectStore(tmp_path), "episodes-00000.safetensors")
+    generator = torch.Generator().manual_seed(1_000_003)
+    whole = images(6, tiny.model)[torch.randperm(6, generator=generator)[:4]]
+    mixed = cutmix(whole, patch_size=tiny.view.model.patch_embed.patch_size, generator=generator)
+    with torch.no_grad():
+        tokens, target = tiny.view.tokens(mixed, first_block=1), tiny.model(whole)
+    expected = free_masks(tiny.tail, tokens, target, tiny.slots, options=OPTIONS.meta)
+    agree = (torch.from_numpy(kept["v"]) > 0) == (expected > 0)  # signs: sums over another batch round otherwise
+    assert agree.double().mean() > 0.98
+    told = features(tiny.view, tokens, first_block=1)
+    torch.testing.assert_close(torch.from_numpy(kept["feature"]), told, rtol=1e-4, atol=1e-5)
 
 
 def test_parts_of_another_training_are_not_resumed(tmp_path):
