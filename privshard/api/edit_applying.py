@@ -1,4 +1,4 @@
-"""`edit apply`: a model is wrong about an image; a few neurons are changed, and what that did is measured."""
+"""`edit apply`: a model is wrong about an image; a few weights are changed, and what that did is measured."""
 
 from __future__ import annotations
 

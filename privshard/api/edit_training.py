@@ -51,7 +51,8 @@ def edit_train_locator(
     rows: the locator is then personal data, stays in the workspace, and is retired when one of those people is
     forgotten. out: the file of a plain model's locator. Running it again resumes what was interrupted.
 
-    There is no differential privacy in it, and the report says so.
+    There is no differential privacy in it, and the report says so. No edit needs a locator: the default editor was
+    ahead of it in the benchmark (jobs/benchmarks/README.md, "Where to edit").
     """
     started, tell = time.perf_counter(), on_progress or (lambda _: None)
     options = options or LocatorOptions()

@@ -13,7 +13,7 @@ from privshard.cli.options import DebugOption, JsonOption
 
 app = typer.Typer(
     name="edit",
-    help="Change a few neurons where a model is wrong, and take such edits out again.",
+    help="Change a few weights where a model is wrong, and take such edits out again.",
     no_args_is_help=True,
 )
 
@@ -144,7 +144,10 @@ def train_locator(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Meta-train, on unlabeled images, what says where to edit."""
+    """Meta-train, on unlabeled images, what says where to edit.
+
+    No edit needs it: the default editor was ahead of the locator in the benchmark. It is for `apply --locator`.
+    """
     from privshard.editing.training import LocatorOptions
 
     frame = Frame("edit train-locator", as_json=as_json, debug=debug, resumes=True)

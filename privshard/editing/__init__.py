@@ -1,1 +1,1 @@
-"""Local edits: which few neurons to change when a model is wrong about an image, and what changing them does."""
+"""Local edits: which few weights to change when a model is wrong about an image, and what changing them does."""
