@@ -70,8 +70,8 @@ def apply(
 ) -> int:
     """Make images right by changing a few weights; several images give one edit.
 
-    Late attention heads are changed by default, which kept the most predictions for what it generalized in the
-    benchmark; --locator, --editor or feed-forward --places choose otherwise.
+    By default heads of late attention blocks change, the editor with the largest area in the benchmark; --locator,
+    --editor or feed-forward --places choose otherwise.
     """
 
     return Frame("edit apply", as_json=as_json, debug=debug).execute(
