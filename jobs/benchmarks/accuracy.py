@@ -124,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget-s", type=float, default=300.0, help="seconds after which no cell is begun")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sets", nargs="+", default=list(SIZES), help="data sets, by the names of their files")
-    parser.add_argument("--kinds", nargs="+", help="method-blocks, as head-0 tangent-4: only cells of these kinds")
+    kinds = sorted({cell.kind for cell in all_cells()})
+    parser.add_argument(
+        "--kinds", nargs="+", choices=kinds, help="methods with their blocks: only cells of these kinds"
+    )
     parser.add_argument("--rows", type=int, default=64, help="images, and examples of a step, at once, at least")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of private steps")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the cells beyond the headline")

@@ -206,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if options.only:
         todo = [cell for cell in todo if re.search(options.only, cell.name)]
+        if not todo:
+            parser.error(f"--only {options.only}: expected a pattern that some cell's name matches; --plan lists them.")
     results = options.out / "results.jsonl"
     if options.plan:
         lines = read_results(results, settings)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from privshard.core.errors import InputError
+from privshard.editing.masks import share_of
 from privshard.editing.places import Slot
 from privshard.models.vit import ViTView
 
@@ -28,13 +29,7 @@ def num_heads_kept(view: ViTView, keep: float, slots: Sequence[Slot]) -> int:
             remedy="Name attention places, such as attention:8-10, or take another editor.",
         )
     total = sum(blocks[name].num_heads for name in {_parts(slot)[0] for slot in slots})
-    kept = round(keep * total) if 0 < keep <= 1 else 0
-    if kept == 0:
-        raise InputError(
-            f"keep: expected a share in (0, 1] that keeps at least one of {total} heads, got {keep:g}.",
-            remedy=f"{1 / total:.2g} keeps one; an editor that chooses single neurons can keep less.",
-        )
-    return kept
+    return share_of(total, "heads", keep, otherwise="; an editor that chooses single neurons can keep less")
 
 
 def head_masks(view: ViTView, scores: Mapping[str, Tensor], keep: float, slots: Sequence[Slot]) -> dict[str, Tensor]:

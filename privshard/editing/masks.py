@@ -21,12 +21,16 @@ def num_kept(keep: float, slots: Sequence[Slot]) -> int:
 
     keep: rho, in (0, 1].
     """
-    total = sum(slot.size for slot in slots)
+    return share_of(sum(slot.size for slot in slots), "neurons", keep)
+
+
+def share_of(total: int, what: str, keep: float, *, otherwise: str = "") -> int:
+    """How many of `total` a share `keep` in (0, 1] is; InputError where that is none. otherwise: a further remedy."""
     kept = round(keep * total) if 0 < keep <= 1 else 0
     if kept == 0:
         raise InputError(
-            f"keep: expected a share in (0, 1] that keeps at least one of {total} neurons, got {keep:g}.",
-            remedy=f"{1 / total:.2g} keeps one.",
+            f"keep: expected a share in (0, 1] that keeps at least one of {total} {what}, got {keep:g}.",
+            remedy=f"{1 / total:.2g} keeps one{otherwise}.",
         )
     return kept
 

@@ -9,6 +9,7 @@ import pytest
 
 from privshard.api import constants
 from privshard.api.recipe import Recipe
+from privshard.api.setup import make_setup
 from privshard.core.errors import InputError
 from privshard.privacy.plan import make_plan
 
@@ -126,3 +127,13 @@ def test_many_units_take_more_and_smaller_steps_of_the_same_rows():
     assert chosen(5_000, training={"steps": 40}) == (40, 1.0)
     assert chosen(5_000, training={"sample_rate": 0.5}) == (30, 0.5)
     assert chosen(5_000, name="head") == (60, 1.0)
+
+
+def test_a_training_is_planned_with_as_many_steps_as_its_units_leave_room_for():
+    classes = tuple(str(number) for number in range(10))
+    found = {
+        nominal: make_setup(Recipe(shards=4), classes=classes, nominal=nominal, count_noise_multiplier=None).setup.plan
+        for nominal in (1_617.0, 16_000.0)
+    }
+    assert [(plan.steps, plan.sample_rate) for plan in found.values()] == [(30, 1.0), (120, 0.25)]
+    assert found[16_000.0].expected_units == 1_000
