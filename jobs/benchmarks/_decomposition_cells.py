@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from privshard.decomposition.loss import distillation_loss
 from privshard.decomposition.measure import accuracy
 from privshard.decomposition.phases import plan_phases
 from privshard.decomposition.recompose import expanded
+from privshard.decomposition.regional import compiled_blocks
 from privshard.decomposition.start import random_start
 from privshard.decomposition.tied import TiedModel
-from privshard.decomposition.training import Optimization, Teacher, parameter_groups, train_phases
+from privshard.decomposition.training import Optimization, Teacher, adamw, train_phases
 from privshard.models.architecture import Architecture
 from privshard.models.build import build_model
 
@@ -100,7 +102,8 @@ class Bench:
     ) -> None:
         self.settings, self.folder, self.dataset, self.device = settings, folder, dataset, device
         self._compile = compile_models
-        self._held: dict[str, Any] = {}
+        self._held: dict[str, nn.Module] = {}
+        self._teachers: dict[str, Teacher] = {}
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell."""
@@ -140,6 +143,7 @@ class Bench:
             identity=s.digest + cell.name,
             device=self.device,
             dtype=getattr(torch, s.dtype),
+            compiled=self._compile,
         )
         accuracies = [(result.components, result.accuracy or 0.0) for result in results]
         found = replace(found, facts={"accuracies": accuracies})
@@ -212,24 +216,31 @@ class Bench:
         batches = self._batches(name, seed=seed, batch=s.down_batch if downstream else s.batch)
         how = Optimization(steps=[steps], lr=s.down_lr if downstream else s.lr)
         model.to(self.device).train()
-        optimizer = torch.optim.AdamW(parameter_groups(dict(model.named_parameters()), how.weight_decay))
-        forward: Callable[[Tensor], Tensor] = torch.compile(model) if self._compile else model
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = how.rate(step, steps)
-            images_B, labels_B = batches.train(99, step)
-            with self._autocast():
-                with torch.no_grad():
-                    teacher_BC = None if teacher is None else teacher(images_B)
-                logits_BC = forward(images_B)
-            loss = distillation_loss(logits_BC, labels_B, teacher_BC, weight=1.0, temperature=1.0)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), how.clip)
-            optimizer.step()
+        optimizer = adamw(dict(model.named_parameters()), how.weight_decay)
+        with compiled_blocks(model) if self._compile else nullcontext():
+            for step in range(steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = how.rate(step, steps)
+                images_B, labels_B = batches.train(99, step)
+                with self._autocast():
+                    with torch.no_grad():
+                        teacher_BC = None if teacher is None else teacher(images_B)
+                    logits_BC = model(images_B)
+                loss = distillation_loss(logits_BC, labels_B, teacher_BC, weight=1.0, temperature=1.0)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+                optimizer.step()
         return accuracy(model.eval(), batches.held_out())
 
     def _teacher(self, name: str) -> Teacher:
+        """What to learn from, compiled where the blocks are: its batches in training all have one shape."""
+        if name not in self._teachers:
+            model = self._teacher_model(name)
+            self._teachers[name] = torch.compile(model, dynamic=False) if self._compile else model
+        return self._teachers[name]
+
+    def _teacher_model(self, name: str) -> nn.Module:
         """A ResNet-18 for small images, trained once for each dataset, seed 0."""
         if name not in self._held:
             data, path = self.dataset(name), self.folder / f"teacher_{name}.safetensors"
@@ -245,9 +256,8 @@ class Bench:
 
     def teacher_accuracy(self, name: str) -> float:
         """Of the teacher, on the held-out rows."""
-        teacher = self._teacher(name)
         batches = self._batches(name, seed=0, batch=self.settings.batch)
-        return accuracy(teacher, batches.held_out())  # pyright: ignore[reportArgumentType]
+        return accuracy(self._teacher_model(name), batches.held_out())
 
     def _batches(self, name: str, *, seed: int, batch: int) -> Batches:
         data = self.dataset(name)

@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="steps of a pretraining, instead of the default")
-    parser.add_argument("--compile", action="store_true", help="compile the plain and tied models")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, in every training, and the teacher")
     parser.add_argument("--tiny", action="store_true", help="a form that ends in seconds on a CPU and shows nothing")
     parser.add_argument("--only", metavar="PATTERN", help="only cells whose names match, as --plan prints them")
     parser.add_argument("--plan", action="store_true", help="only list the cells with their estimated seconds")

@@ -99,13 +99,14 @@ class PhaseTrainingSection(Section):
 
 
 class PlaceSection(Section):
-    """Where it computes and how precisely; bit-equality needs the same device and threads."""
+    """Where it computes and how precisely; bit-equality needs the same device, threads and `compile`."""
 
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="auto, cpu, cuda, cuda:N or mps"
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="float32 or bfloat16 (autocast)")
     threads: Count | Literal["auto"] = Field(default=1, description="a whole number, 1 or more, or auto")
+    compile: bool | Literal["auto"] = Field(default="auto", description="auto, true or false")
 
 
 class DecomposeRecipe(BaseModel):

@@ -24,6 +24,7 @@ from privshard.data.pixels import Pixels, cache_pixels
 from privshard.decomposition.batches import Augmentation, Batches
 from privshard.decomposition.files import FILE_NAME, Decomposition, write_decomposition
 from privshard.decomposition.phases import plan_phases
+from privshard.decomposition.regional import training_pays
 from privshard.decomposition.stacks import find_stacks
 from privshard.decomposition.start import fit, random_start
 from privshard.decomposition.training import Optimization, Teacher, train_phases
@@ -135,6 +136,7 @@ def _train(
         identity=recipe.digest,
         device=device,
         dtype=getattr(torch, job.flags.dtype),
+        compiled=training_pays(job.flags, device=device, num_images=sum(steps) * how.batch_size),
         on_step=lambda stage, done, total: on_progress(Progress(job.run_id, None, stage, done, total)),
     )
     data = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from privshard.decomposition.checkpoints import load_checkpoint, save_checkpoint
 from privshard.decomposition.files import Decomposition, open_decomposition, write_decomposition
 from privshard.decomposition.loss import distillation_loss
 from privshard.decomposition.phases import Phase
+from privshard.decomposition.regional import compiled_blocks
 from privshard.decomposition.stacks import is_head
 from privshard.decomposition.tied import TiedModel
 
@@ -77,6 +79,7 @@ def train_phases(
     identity: str,
     device: str,
     dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
     on_step: OnStep = lambda stage, done, total: None,
 ) -> tuple[Decomposition, list[PhaseResult]]:
     """Train one phase after the other; what `folder` holds of an earlier run with this `identity` is not done again.
@@ -84,7 +87,8 @@ def train_phases(
     start: one component at its random start, with plain parts. Later components start at zero, so a phase begins with
     the very model that the last one ended with. Only the phase's own components train, and the plain parts where the
     phase says so. Batches and augmentation are functions of seed, phase and step, so that, on one machine and CPU, an
-    interrupted training ends with the bits of an uninterrupted one.
+    interrupted training ends with the bits of an uninterrupted one. compiled: blocks train compiled, see
+    `compiled_blocks`; the same up to rounding.
 
     Raises VerificationError for files of another training, or damaged ones.
 
@@ -98,7 +102,7 @@ def train_phases(
         if path.exists():
             now, result = _finished(path, identity)
         else:
-            run = _PhaseRun(_grown(now, phase), phase, batches, optimization, teacher, device, dtype)
+            run = _PhaseRun(_grown(now, phase), phase, batches, optimization, teacher, device, dtype, compiled)
             now, result = run.train(folder / "checkpoint.safetensors", identity=identity, on_step=on_step)
             facts = {"identity": identity, "phase": result.to_json()}
             write_decomposition(path, replace(now, facts=facts))
@@ -121,15 +125,16 @@ class _PhaseRun:
         teacher: Teacher | None,
         device: str,
         dtype: torch.dtype,
+        compiled: bool,
     ) -> None:
         self.phase, self.batches, self.how, self.teacher = phase, batches, optimization, teacher
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.compiled = device, dtype, compiled
         self.steps = optimization.steps[phase.index]
         self.model = TiedModel(start, frozen=phase.first).to(device)
         for name, parameter in self.model.skeleton.named_parameters():
             parameter.requires_grad_(phase.head if is_head(name) else phase.embeddings)
         self.moving = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.moving, optimization.weight_decay), lr=optimization.lr)
+        self.optimizer = adamw(self.moving, optimization.weight_decay)
 
     def train(self, checkpoint: Path, *, identity: str, on_step: OnStep) -> tuple[Decomposition, PhaseResult]:
         """All steps that are still to do."""
@@ -137,18 +142,19 @@ class _PhaseRun:
         self.model.train()
         tail = max(1, self.steps // 10)
         stage = f"components {self.phase.first + 1} to {self.phase.last}"
-        for step in range(done, self.steps):
-            loss = self._step(step)
-            if step >= self.steps - tail:
-                losses += loss.item()
-                if not math.isfinite(losses):
-                    raise InputError(
-                        f"training: expected a finite loss, got {losses} in phase {self.phase.index + 1}.",
-                        remedy="Lower training.lr, or raise training.warmup.",
-                    )
-            if (step + 1) % self.how.checkpoint_every == 0 and step + 1 < self.steps:
-                self._save(checkpoint, identity=identity, done=step + 1, losses=losses)
-            on_step(stage, step + 1, self.steps)
+        with compiled_blocks(self.model) if self.compiled else nullcontext():
+            for step in range(done, self.steps):
+                loss = self._step(step)
+                if step >= self.steps - tail:
+                    losses += loss.item()
+                    if not math.isfinite(losses):
+                        raise InputError(
+                            f"training: expected a finite loss, got {losses} in phase {self.phase.index + 1}.",
+                            remedy="Lower training.lr, or raise training.warmup.",
+                        )
+                if (step + 1) % self.how.checkpoint_every == 0 and step + 1 < self.steps:
+                    self._save(checkpoint, identity=identity, done=step + 1, losses=losses)
+                on_step(stage, step + 1, self.steps)
         accuracy = self.accuracy()
         return self.model.to_decomposition(), PhaseResult(self.phase.last, self.steps, losses / tail, accuracy)
 
@@ -197,17 +203,24 @@ class _PhaseRun:
         arrays, position = found
         _check_identity(path, str(position["identity"]), identity)
         done = int(position["done"])
+        fused = bool(self.optimizer.defaults["fused"])  # keeps even the number of steps on the device
         with torch.no_grad():
             for name, parameter in self.moving.items():
                 parameter.copy_(torch.from_numpy(arrays[f"value.{name}"]))
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(done)),
+                    "step": torch.tensor(float(done), device=parameter.device if fused else "cpu"),
                     **{
                         moment: torch.from_numpy(arrays[f"{moment}.{name}"]).to(parameter.device)
                         for moment in ("exp_avg", "exp_avg_sq")
                     },
                 }
         return done, float.fromhex(str(position["losses"]))
+
+
+def adamw(parameters: Mapping[str, Tensor], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW of named parameters, in one kernel a group where all are on a GPU. Set its rate before every step."""
+    on_gpu = bool(parameters) and all(parameter.is_cuda for parameter in parameters.values())
+    return torch.optim.AdamW(parameter_groups(parameters, weight_decay), fused=True if on_gpu else None)
 
 
 def parameter_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:

@@ -10,17 +10,22 @@ import torch
 from tiny_decompositions import VIT, state_of, vit
 
 from privshard.core.errors import InputError, VerificationError
+from privshard.decomposition import training
 from privshard.decomposition.basis import Basis
 from privshard.decomposition.batches import Augmentation, Batches
 from privshard.decomposition.files import open_decomposition
 from privshard.decomposition.phases import plan_phases
 from privshard.decomposition.start import random_start
 from privshard.decomposition.tied import TiedModel
-from privshard.decomposition.training import Optimization, train_phases
+from privshard.decomposition.training import Optimization, parameter_groups, train_phases
 
 
 @pytest.fixture
 def batches() -> Batches:
+    return made_batches("cpu")
+
+
+def made_batches(device: str) -> Batches:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 40)
     pixels = rng.integers(0, 80, (40, 3, 32, 32), dtype=np.uint8) + (labels * 35).astype(np.uint8)[:, None, None, None]
@@ -34,6 +39,7 @@ def batches() -> Batches:
         std=(0.5,) * 3,
         augmentation=Augmentation(crop=2, flip=True),
         seed=3,
+        device=device,
     )
 
 
@@ -41,7 +47,7 @@ class Stopped(BaseException):
     pass
 
 
-def run(folder, batches, *, added=(1, 2), embeddings="every", head="every", stop_at=None, teacher=None, **how):
+def run(folder, batches, *, added=(1, 2), embeddings="every", head="every", stop_at=None, device="cpu", **how):
     seen = []
 
     def on_step(stage, done, total):
@@ -49,6 +55,7 @@ def run(folder, batches, *, added=(1, 2), embeddings="every", head="every", stop
         if len(seen) == stop_at:
             raise Stopped
 
+    teacher, compiled = how.pop("teacher", None), how.pop("compiled", False)
     settings = {"steps": (6,) * len(added), "lr": 3e-3, "checkpoint_every": 2, **how}
     return train_phases(
         random_start(state_of(vit(4)), VIT, basis=Basis()),
@@ -58,7 +65,8 @@ def run(folder, batches, *, added=(1, 2), embeddings="every", head="every", stop
         teacher=teacher,
         folder=folder,
         identity="me",
-        device="cpu",
+        device=device,
+        compiled=compiled,
         on_step=on_step,
     ), seen
 
@@ -78,6 +86,39 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(tmp_
     assert len(seen) == 12
     assert len(rest) == 12 - {1: 0, 5: 4, 6: 4, 9: 8}[stop_at]  # from the last checkpoint, every two steps
     assert not (tmp_path / "parts" / "checkpoint.safetensors").exists()
+
+
+def test_all_phases_compile_one_graph_and_train_the_same(tmp_path, batches, graphs):
+    (eager, _), _ = run(tmp_path / "eager", batches, added=(1, 1, 2), steps=(2, 2, 2))
+    assert not graphs
+    (compiled, _), _ = run(tmp_path / "compiled", batches, added=(1, 1, 2), steps=(2, 2, 2), compiled=True)
+    assert len(graphs) == 1  # of three phases with four blocks each; the held-out batches are evaluated without it
+    for name, array in eager.tensors().items():
+        np.testing.assert_allclose(compiled.tensors()[name], array, atol=1e-4, err_msg=name)
+
+
+def test_a_fused_optimizer_resumes(tmp_path, batches, monkeypatch):
+    monkeypatch.setattr(
+        training, "adamw", lambda moving, decay: torch.optim.AdamW(parameter_groups(moving, decay), fused=True)
+    )
+    (whole, _), _ = run(tmp_path / "whole", batches)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", batches, stop_at=5)
+    (again, _), _ = run(tmp_path / "parts", batches)
+    assert same(whole, again)
+
+
+@pytest.mark.gpu
+def test_a_training_on_a_gpu_is_fused_and_resumes(tmp_path):
+    moving = {"head.weight": torch.ones(3, 3, device="cuda", requires_grad=True)}
+    assert training.adamw(moving, 0.1).defaults["fused"]
+    on_gpu = made_batches("cuda")
+    (whole, _), _ = run(tmp_path / "whole", on_gpu, device="cuda")
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", on_gpu, device="cuda", stop_at=5)
+    (again, _), _ = run(tmp_path / "parts", on_gpu, device="cuda")
+    for name, array in whole.tensors().items():
+        np.testing.assert_allclose(again.tensors()[name], array, atol=1e-3, err_msg=name)
 
 
 def test_only_the_new_components_train_and_each_phase_keeps_its_plain_parts(tmp_path, batches):

@@ -16,6 +16,7 @@ from jobs.benchmarks import decomposition as benchmark
 from jobs.benchmarks._decomposition_cells import Bench, Cell, Settings, every_other
 from jobs.benchmarks._decomposition_report import claims
 from privshard.core.errors import InputError
+from privshard.decomposition import regional
 
 SMALL = replace(benchmark.TINY, depth=2, added=(1, 1), depths=(2,), steps=2)
 
@@ -120,6 +121,34 @@ def test_what_a_downstream_model_starts_from(tmp_path):
         source.components["blocks"]["norm1.weight"][0] - source.components["blocks"]["norm1.weight"][1],
     )
     assert bench._start_weights(replace(cell, start="random")) == {}
+
+
+@pytest.mark.slow
+def test_compiled_cells_share_graphs(tmp_path, monkeypatch):
+    """Every kind of training: plain, in phases, all at once, tied, and on a target."""
+    graphs, compile_it = [], torch.compile
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_it(function, backend=keep, **how))
+    torch._dynamo.reset()
+    regional._compiled.cache_clear()
+    data = benchmark.load_dataset("digits", folder=None, cached=tmp_path / "cache", size=16)
+    bench = Bench(SMALL, tmp_path, dataset=lambda name: data, device="cpu", compile_models=True)
+    for start, components, target, graphs_so_far in (
+        ("plain", 0, "", 2),  # the teacher and the blocks
+        ("phased", 2, "", 3),
+        ("at_once", 2, "", 3),
+        ("tied", 1, "", 3),
+        ("tied", 2, "digits", 3),
+        ("free", 2, "digits", 3),
+    ):
+        assert 0 <= bench.run(Cell("digits", start, 2, components, 0, target))["accuracy"] <= 1
+        assert len(graphs) == graphs_so_far, (start, target)
+    torch._dynamo.reset()
+    regional._compiled.cache_clear()
 
 
 def test_the_tiny_form_runs_and_resumes(tmp_path, capsys, monkeypatch):
