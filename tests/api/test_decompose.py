@@ -17,6 +17,7 @@ from privshard.core.errors import InputError
 from privshard.decomposition.files import open_decomposition
 from privshard.models.build import build_model
 from privshard.runtime.shard_function import torch_threads
+from privshard.training import encoding
 
 ARGS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -134,6 +135,21 @@ def test_given_weights_are_fitted_with_their_residual(tmp_path):
 def test_all_at_once_is_one_phase(public, tmp_path):
     made = decompose(recipe(public, method="at_once"), workspace=str(tmp_path / "d"))
     assert [phase["components"] for phase in made["phases"]] == [3]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_recipe_says_whether_blocks_are_compiled(public, tmp_path, monkeypatch, compiled):
+    asked, train = [], decompose_worker.train_phases
+
+    def eager(*given, compiled, **how):
+        asked.append(compiled)
+        return train(*given, **how)
+
+    monkeypatch.setattr(decompose_worker, "train_phases", eager)
+    monkeypatch.setattr(encoding, "_compiler", lambda: "cc")
+    execution = {"compile": compiled, "device": "cpu"}
+    decompose(recipe(public, components=[1], execution=execution), workspace=str(tmp_path / "d"))
+    assert asked == [compiled]
 
 
 def test_a_teacher_of_another_size_and_normalization_is_asked_with_its_own(public, tmp_path):
