@@ -107,6 +107,20 @@ def peak_memory(function: Callable[[], object], *, device: str) -> tuple[int | N
     return held, _status_bytes("VmHWM") if restarted else None
 
 
+def kernels(function: Callable[[], object], *, longest: int = 12) -> dict[str, Any]:
+    """What a CUDA device did in one call: the time of its kernels and copies together, their number, and the longest
+    by name. A call that takes more is waiting for the CPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        function()
+        torch.cuda.synchronize()
+    found = sorted(profiler.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
+    return {
+        "device_ms": sum(event.self_device_time_total for event in found) / 1e3,
+        "launches": sum(event.count for event in found if event.self_device_time_total),
+        "longest_ms": {event.key[:80]: event.self_device_time_total / 1e3 for event in found[:longest]},
+    }
+
+
 def _first_calls(
     name: str, case: Callable[[], object], examples: int, device: str, warm_up: int, memory: bool
 ) -> Measured:

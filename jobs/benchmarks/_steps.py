@@ -20,6 +20,7 @@ from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.stream import ChaChaStream
 from privshard.tangent import linearize
 from privshard.training.encoding import encode
+from privshard.training.replay import Replay
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
 
@@ -55,10 +56,16 @@ class Step:
         )
         self.labels_B = torch.arange(num, device=device) % NUM_CLASSES
         self.units, self.taken = Units.of([f"{row:09d}" for row in range(num)]), np.arange(num)
+        self._summed = Replay(self._sums) if compiled and private and device.startswith("cuda") else self._sums
 
     def sums(self) -> dict[str, Tensor]:
         """The clipped sum alone, without noise or a step."""
-        found = clipped_sum(
+        found = self._summed()
+        assert found is not None
+        return found
+
+    def _sums(self) -> dict[str, Tensor] | None:
+        return clipped_sum(
             self.method,
             self.constants,
             {name: parameter.data for name, parameter in self.parameters.items()},
@@ -71,8 +78,6 @@ class Step:
             dtype=self.dtype,
             compile=self.compiled,
         )
-        assert found is not None
-        return found
 
     def __call__(self) -> None:
         self.optimizer.release(self.sums())

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from jobs.benchmarks._machine import count_flops, peaks
-from jobs.benchmarks._measure import Measured, measure
+from jobs.benchmarks._measure import Measured, kernels, measure
 from jobs.benchmarks._models import NUM_CLASSES, precision, random_images, random_vit
 from jobs.benchmarks._report import finish, parser, row
 from jobs.benchmarks._steps import LinearTail, Step, Tail, autocast, make_constants, peer
 from privshard.core.method import Constants, LinearMethod, initial, pull
 from privshard.tangent.engine import tangent_engine
 
-PLAIN = "this engine, not private"
+PRIVATE, PLAIN = "this engine, private", "this engine, not private"
 _COUNTED = 8
 _STEPS = 8
 """Steps a timed call: in training one follows the other, and the next is prepared while the device works."""
@@ -41,10 +41,12 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     engine = tangent_engine(view, blocks=blocks)
     constants = make_constants(engine, view, num, device=device)
     floor_s = _floor(engine, constants, device=device, num=num)
-    measured = measure(_own_cases(engine, constants, device=device, num=num), examples=_STEPS * num, device=device)
+    cases = _own_cases(engine, constants, device=device, num=num)
+    measured = measure(cases, examples=_STEPS * num, device=device)
+    profile = kernels(cases[PRIVATE]) if device.startswith("cuda") else None
     base_s = measured[PLAIN].median_s
     rows = [row(found, floor_s=_STEPS * floor_s, base_s=base_s) for found in measured.values()]
-    del constants
+    del constants, cases
     for found in [] if options.no_peers else _peers(options):
         rows.append(row(found, base_s=base_s and base_s * found.examples / (_STEPS * num)))
     notes = {
@@ -55,6 +57,8 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
         "floor": "a step's matrix products, and the cached constants read forward and back",
         "peaks": peaks(device, dtype=precision(device)).to_json(),
     }
+    if profile is not None:
+        notes |= {f"{PRIVATE}, on the device": profile}
     return finish("private_step", rows, arguments=options, notes=notes)
 
 
@@ -71,7 +75,7 @@ def _own_cases(engine: LinearMethod, constants: Constants, *, device: str, num: 
     make = partial(Step, engine, constants, device=device, num=num)
     private = make(private=True, compiled=on_gpu)
     cases: dict[str, Callable[[], object]] = {
-        "this engine, private": private,
+        PRIVATE: private,
         "this engine, private, before noise": private.sums,
         PLAIN: make(private=False, compiled=on_gpu),
     }

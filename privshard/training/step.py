@@ -49,9 +49,8 @@ def clipped_sum(
         device = labels_B.device
         in_place = device.type == "cuda" and dtype == torch.bfloat16  # elsewhere a copy is read faster than an index
         batch = take(constants, rows, device=device, indexed=method.indexed if in_place else ())
-        labels = (
-            labels_B if len(rows) == len(labels_B) and (np.diff(rows) == 1).all() else labels_B[upload(rows, device)]
-        )
+        consecutive = bool((np.diff(rows) == 1).all())
+        labels = labels_B[rows[0] : rows[0] + len(rows)] if consecutive else labels_B[upload(rows, device)]
         unit_B = None if unit_of_row[-1] == len(rows) - 1 else upload(unit_of_row, device)
         num_units = int(unit_of_row[-1]) + 1  # ascending, and none without a row
         run = _compiled if compile else _plain
