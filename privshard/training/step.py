@@ -62,7 +62,7 @@ def clipped_sum(
             part = part if _finite(part) else _finite_sum(each(), unit_B, num_units)
         else:
             gradients = each()
-            part = gradients.weighted_sum(torch.ones(len(labels), device=device))
+            part = run(_whole_sum)(gradients, torch.ones(len(labels), device=device))
             part = part if _finite(part) else _finite_sum(gradients, unit_B, num_units)
         total = part if total is None else {name: total[name] + part[name] for name in total}
     return total
@@ -100,6 +100,10 @@ def _sum(
     with torch.autocast(labels_B.device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits_BC, pullback = method.pull_sum(batch, parameters)
     return pullback(cotangent(loss, logits_BC.float(), labels_B))
+
+
+def _whole_sum(gradients: UnitGradients, weight_B: Tensor) -> dict[str, Tensor]:
+    return gradients.weighted_sum(weight_B)
 
 
 def _finite(total: Mapping[str, Tensor]) -> bool:
