@@ -109,7 +109,8 @@ def _peers(options: Namespace) -> list[Measured]:
     device, num = options.device, options.peer_batch
     labels_B = torch.arange(num, device=device) % NUM_CLASSES
     results: list[Measured] = []
-    for kind in ("linearized", "non-linear, cached", "non-linear, from images"):
+    kinds = ["linearized", "non-linear, cached", "non-linear, from images"]
+    for kind in kinds[:2] if options.blocks == "all" else kinds:  # of all blocks, the tokens are nearly the images
         cases: dict[str, Callable[[], object]] = {}
         for title, mode in {"Opacus hooks": "hooks", "Opacus ghost": "ghost", "not private": None}.items():
             view = random_vit(options.model, device=device)
