@@ -39,6 +39,7 @@ class Bench:
     limit: int | None = None
     rows_at_once: int = 64
     dtype: torch.dtype = torch.float32
+    compiled: bool = False
     _rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
     _bases: dict[int, Base] = field(default_factory=dict)
     _encoded: dict[tuple[str, str, int], tuple[Method, Constants, Constants]] = field(default_factory=dict)
@@ -130,6 +131,7 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
             root_key=insecure_key(cell.seed, shard=shard, attempt=0),
             max_rows=bench.at_once(method),
             dtype=bench.dtype,
+            compiled=bench.compiled and hasattr(method, "compiled_after"),
         )
         displacements.append({name: tensor.to(bench.device) for name, tensor in trained.tensors.items()})
     train_s = time.perf_counter() - started - encode_s

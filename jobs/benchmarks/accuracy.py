@@ -65,6 +65,7 @@ def run_cells(cells: Sequence[Cell], held: dict[str, dict[str, Any]], arguments:
         limit=arguments.limit,
         rows_at_once=arguments.rows,
         dtype=getattr(torch, arguments.dtype),
+        compiled=arguments.compile,
     )
     missing = [cell for cell in cells if cell.key not in held]
     print(f"{len(missing)} of {len(cells)} cells to run", file=sys.stderr)
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", type=int, default=64, help="images, and examples of a step, at once, at least")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of private steps")
+    parser.add_argument("--compile", action="store_true", help="compile the steps of tangent models")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of the cells beyond the headline")
     parser.add_argument("--limit", type=int, default=None, help="use only so many rows of each split")
     parser.add_argument("--headline", action="store_true", help="only the cells that the README quotes")

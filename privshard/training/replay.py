@@ -40,7 +40,7 @@ class Replay:
         graph, aside, here = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            graph.capture_begin()
+            graph.capture_begin(capture_error_mode="thread_local")
             self._result = self._function()
             graph.capture_end()
         here.wait_stream(aside)
