@@ -4,7 +4,7 @@ Counted for B examples, N tokens of width D in two bytes: 2 B N D bytes and 4 B 
 reads the tokens twice and writes scores between. Shapes: B examples, N tokens, D width, H heads.
 """
 
-# pyright: reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def covariance_product(
     gain_D: Tensor | None = None,
     rows_B: Tensor | None = None,
 ) -> Tensor:
-    """Cov_h y_h (H, B, D), y = gain * x: sum_j a_j n_j (y . n_j) - mean (sum_j a_j (y . n_j)), in one pass.
+    """Cov_h y_h (H, B, D), y = gain * x: sum_j a_j n_j (y . n_j) - mean (y . mean), in one pass.
 
     n1_BND: bfloat16 or float16 tokens, contiguous; with `rows_B` example i's are those at rows_B[i], read in place.
     The others: any float type. Products run in the tokens' type and accumulate in fp32; the result has the tokens'
@@ -79,38 +79,43 @@ def _covariance(
 ):
     """One program an example: its tokens go by in tiles of TOKENS rows.
 
-    The width is cut into PARTS, so that the warps' products with a tile are independent of one another; tensors are
-    (part, head or token, column).
+    Scores are centred before they weigh the tokens, sum_j a_j n_j (y . n_j - y . mean), so that nothing but the sum is
+    held from tile to tile: registers are what limits this kernel, and one that spills takes twice as long. The width is
+    cut into PARTS, so that the warps' products with a tile are independent of one another; tensors are (part, head or
+    token, column).
     """
     example = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + example).to(tl.int64) if HAS_ROWS else example
     head = tl.arange(0, HEADS)
+    token = tl.arange(0, TOKENS)
     column = tl.arange(0, PARTS)[:, None, None] * COLUMNS + tl.arange(0, COLUMNS)[None, None, :]
     inside = (head[None, :, None] < NUM_HEADS) & (column < WIDTH)
-    at = (head[None, :, None] * num_examples + example) * WIDTH + column
-    x_PHD = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    at = head[None, :, None].to(tl.int64) * num_examples * WIDTH + column
+    y_PHD = tl.load(x_ptr + example * WIDTH + at, mask=inside, other=0.0)
     if HAS_GAIN:
-        x_PHD *= tl.load(gain_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
-    x_PHD = x_PHD.to(n_ptr.dtype.element_ty)
+        gain_PHD = tl.load(gain_ptr + column, mask=column < WIDTH, other=0.0)
+        y_PHD = (y_PHD * gain_PHD.to(tl.float32)).to(n_ptr.dtype.element_ty)
+    y_PHD = y_PHD.to(n_ptr.dtype.element_ty)
+    mean_at = head[None, :, None] * WIDTH + column
+    mean_PHD = tl.load(mean_ptr + example * (NUM_HEADS * WIDTH) + mean_at, mask=inside, other=0.0)
+    middle_H = tl.sum(tl.sum(y_PHD.to(tl.float32) * mean_PHD.to(tl.float32), axis=2), axis=0)
     total_PHD = tl.zeros((PARTS, HEADS, COLUMNS), dtype=tl.float32)
-    weight_H = tl.zeros((HEADS,), dtype=tl.float32)
+    tokens_ptr = n_ptr + row * num_tokens * WIDTH
+    weights_ptr = probs_ptr + example * NUM_HEADS * num_tokens
     for start in range(0, num_tokens, TOKENS):
-        token = start + tl.arange(0, TOKENS)
+        left = num_tokens - start
         n_PND = tl.load(
-            n_ptr + (row * num_tokens + token[None, :, None]) * WIDTH + column,
-            mask=(token[None, :, None] < num_tokens) & (column < WIDTH),
+            tokens_ptr + start * WIDTH + (token[None, :, None] * WIDTH + column),
+            mask=(token[None, :, None] < left) & (column < WIDTH),
             other=0.0,
         )
         a_HN = tl.load(
-            probs_ptr + (example * NUM_HEADS + head[:, None]) * num_tokens + token[None, :],
-            mask=(head[:, None] < NUM_HEADS) & (token[None, :] < num_tokens),
+            weights_ptr + start + (head[:, None] * num_tokens + token[None, :]),
+            mask=(head[:, None] < NUM_HEADS) & (token[None, :] < left),
             other=0.0,
-        ).to(tl.float32)
-        weights_HN = a_HN * tl.sum(tl.dot(x_PHD, tl.trans(n_PND, (0, 2, 1))), axis=0)
-        weight_H += tl.sum(weights_HN, axis=1)
-        every_PHN = tl.broadcast_to(weights_HN.to(n_PND.dtype)[None, :, :], (PARTS, HEADS, TOKENS))
+        )
+        score_HN = tl.sum(tl.dot(y_PHD, tl.trans(n_PND, (0, 2, 1))), axis=0) - middle_H[:, None]
+        weights_HN = (a_HN.to(tl.float32) * score_HN).to(n_PND.dtype)
+        every_PHN = tl.broadcast_to(weights_HN[None, :, :], (PARTS, HEADS, TOKENS))
         total_PHD = tl.dot(every_PHN, n_PND, acc=total_PHD)
-    mean_at = (example * NUM_HEADS + head[None, :, None]) * WIDTH + column
-    mean_PHD = tl.load(mean_ptr + mean_at, mask=inside, other=0.0).to(tl.float32)
-    total_PHD -= mean_PHD * weight_H[None, :, None]
-    tl.store(out_ptr + at, total_PHD.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + example * WIDTH + at, total_PHD.to(out_ptr.dtype.element_ty), mask=inside)
