@@ -25,17 +25,18 @@ def noisy_mean(
     least 1), shrunk towards 0 by James and Stein's factor (1 - (D - 2) sigma^2 / |m|^2)_+, so that pure noise gives
     almost nothing, and kept inside the radius, where the true mean lies. A vector that is not finite counts as 0.
 
-    vector_UD: one row a unit; no rows give a mean of noise like any other. noise_multiplier 0: the exact mean of the
-    clipped vectors. radius > 0, a public constant. hardening "grid": noise is drawn as in `privshard.privacy.grid`.
+    vector_UD: one row a unit, on the device that is to sum them; no rows give a mean of noise like any other.
+    noise_multiplier 0: the exact mean of the clipped vectors. radius > 0, a public constant. hardening "grid": noise is
+    drawn as in `privshard.privacy.grid`.
     """
-    vector_UD = torch.nan_to_num(vector_UD.detach().double().cpu(), nan=0.0, posinf=0.0, neginf=0.0)
+    vector_UD = torch.nan_to_num(vector_UD.detach().double(), nan=0.0, posinf=0.0, neginf=0.0)
     norm_U1 = vector_UD.norm(dim=1, keepdim=True)
     clipped_UD = vector_UD * torch.where(norm_U1 > radius, radius / norm_U1.clamp(min=radius), 1.0)
     sensitivity = radius * math.sqrt(1 + _COUNT_SHARE**2)
     std = noise_multiplier * sensitivity
     width = vector_UD.shape[1]
     count_unit = _COUNT_SHARE * radius
-    total = torch.cat([clipped_UD.sum(0), clipped_UD.new_tensor([len(vector_UD) * count_unit])])
+    total = torch.cat([clipped_UD.sum(0).cpu(), torch.tensor([len(vector_UD) * count_unit], dtype=torch.float64)])
     if std > 0 and hardening == "grid":
         released = release_on_grid(total, sensitivity=sensitivity, noise_multiplier=noise_multiplier, stream=stream)
     else:

@@ -149,7 +149,7 @@ def train_shard(
 def _unit_features(
     method: Method, constants: Constants | None, units: Units, max_rows: int, device: torch.device
 ) -> Tensor:
-    """For each unit the mean feature of its examples, (U, D), on the CPU."""
+    """For each unit the mean feature of its examples, (U, D) in double precision, on `device`."""
     if constants is None:
         return torch.zeros(0, method.shapes()["head.weight"][1])
     num = len(next(iter(constants.values())))
@@ -157,11 +157,8 @@ def _unit_features(
         method.features(take(constants, np.arange(start, min(start + max_rows, num)), device=device))
         for start in range(0, num, max_rows)
     ]
-    feature_BD = torch.cat(parts).double().cpu()[torch.from_numpy(units.rows)]
-    sizes_U = torch.from_numpy(units.sizes)
-    total_UD = feature_BD.new_zeros(len(units), feature_BD.shape[1])
-    total_UD.index_add_(0, torch.repeat_interleave(torch.arange(len(units)), sizes_U), feature_BD)
-    return total_UD / sizes_U[:, None]
+    feature_BD = torch.cat(parts).double()[torch.from_numpy(units.rows).to(device)]
+    return torch.segment_reduce(feature_BD, "mean", lengths=torch.from_numpy(units.sizes).to(device))
 
 
 def _same_batch(plan: MechanismPlan, constants: Constants | None, units: Units, labels_B: Tensor) -> bool:
