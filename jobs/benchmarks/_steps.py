@@ -38,10 +38,22 @@ def make_constants(method: LinearMethod, view: ViTView, num: int, *, device: str
 
 
 class Step:
-    """A step of one shard as `train_shard` takes it: clipped sum, noise, optimizer; the whole shard is the batch."""
+    """A step of one shard as `train_shard` takes it: clipped sum, noise, optimizer; the whole shard is the batch.
+
+    recorded: whether sums are replayed where training replays them. What a recording holds, torch doesn't count as
+    allocated while it is replayed: memory is measured without.
+    """
 
     def __init__(
-        self, method: LinearMethod, constants: Constants, *, device: str, private: bool, compiled: bool, num: int
+        self,
+        method: LinearMethod,
+        constants: Constants,
+        *,
+        device: str,
+        private: bool,
+        compiled: bool,
+        num: int,
+        recorded: bool = True,
     ) -> None:
         self.method, self.constants, self.compiled, self.num = method, constants, compiled, num
         plan = MechanismPlan("example", 1.0, _HUGE, 1.0, 1.0 if private else 0.0, float(num), 1e-5, "rdp")
@@ -56,7 +68,8 @@ class Step:
         )
         self.labels_B = torch.arange(num, device=device) % NUM_CLASSES
         self.units, self.taken = Units.of([f"{row:09d}" for row in range(num)]), np.arange(num)
-        self._summed = Replay(self._sums) if compiled and private and device.startswith("cuda") else self._sums
+        recorded = recorded and compiled and private and device.startswith("cuda")
+        self._summed = Replay(self._sums) if recorded else self._sums
 
     def sums(self) -> dict[str, Tensor]:
         """The clipped sum alone, without noise or a step."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -19,14 +20,14 @@ from typing import Any
 import torch
 
 from jobs.benchmarks._machine import count_flops, peaks
-from jobs.benchmarks._measure import Measured, kernels, measure
+from jobs.benchmarks._measure import Measured, kernels, measure, peak_memory
 from jobs.benchmarks._models import NUM_CLASSES, precision, random_images, random_vit
 from jobs.benchmarks._report import finish, parser, row
 from jobs.benchmarks._steps import LinearTail, Step, Tail, autocast, make_constants, peer
 from privshard.core.method import Constants, LinearMethod, initial, pull
 from privshard.tangent.engine import tangent_engine
 
-PRIVATE, PLAIN = "this engine, private", "this engine, not private"
+PRIVATE, SUMS, PLAIN = "this engine, private", "this engine, private, before noise", "this engine, not private"
 _COUNTED = 8
 _STEPS = 8
 """Steps a timed call: in training one follows the other, and the next is prepared while the device works."""
@@ -43,7 +44,11 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     floor_s = _floor(engine, constants, device=device, num=num)
     cases = _own_cases(engine, constants, device=device, num=num)
     measured = measure(cases, examples=_STEPS * num, device=device)
-    profile = kernels(cases[PRIVATE]) if device.startswith("cuda") else None
+    profile = None
+    if device.startswith("cuda"):
+        profile = kernels(cases[PRIVATE])
+        memory = _memory(Step(engine, constants, device=device, num=num, private=True, compiled=True, recorded=False))
+        measured |= {name: replace(measured[name], **memory) for name in (PRIVATE, SUMS)}
     base_s = measured[PLAIN].median_s
     rows = [row(found, floor_s=_STEPS * floor_s, base_s=base_s) for found in measured.values()]
     del constants, cases
@@ -62,6 +67,13 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
     return finish("private_step", rows, arguments=options, notes=notes)
 
 
+def _memory(step: Step) -> dict[str, int | None]:
+    """What a GPU holds before and in a step that isn't recorded."""
+    step()
+    held, peak = peak_memory(step, device="cuda")
+    return {"held_bytes": held, "peak_bytes": peak}
+
+
 def _options(given: Sequence[str] | None) -> Namespace:
     found = parser((__doc__ or "").splitlines()[0], model="deit_tiny_patch16_224", batch=256)
     found.add_argument("--blocks", default=1, type=lambda text: text if text == "all" else int(text), help="or all")
@@ -76,7 +88,7 @@ def _own_cases(engine: LinearMethod, constants: Constants, *, device: str, num: 
     private = make(private=True, compiled=on_gpu)
     cases: dict[str, Callable[[], object]] = {
         PRIVATE: private,
-        "this engine, private, before noise": private.sums,
+        SUMS: private.sums,
         PLAIN: make(private=False, compiled=on_gpu),
     }
     if on_gpu:
