@@ -36,7 +36,7 @@ MODEL = "vit_tiny_patch16_224"
 class Settings:
     """The scale of everything; part of every result, so that results of different scales never mix.
 
-    added: components of the phases, which share `steps` equally; every pretraining takes `steps` steps.
+    added: components of the phases, which share `steps` (`steps_of`); every pretraining takes `steps` steps.
     """
 
     size: int = 32
@@ -54,18 +54,25 @@ class Settings:
     down_batch: int = 128
     down_lr: float = 5e-4
     dtype: str = "bfloat16"
+    growing: bool = False
+
+    def steps_of(self, added: Sequence[int]) -> list[int]:
+        """Steps of each phase: equal, or (`growing`) in proportion to the components that there are at its end."""
+        counts = np.cumsum(added) if self.growing else np.ones(len(added))
+        return [int(self.steps * count / counts.sum()) for count in counts]
 
     @property
     def digest(self) -> str:
         """Digest of all of them."""
-        return json_digest(asdict(self))[:12]
+        return json_digest({name: value for name, value in asdict(self).items() if name != "growing" or value})[:12]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One training and its accuracy. target: what a downstream model learns; empty for pretraining itself.
 
-    start: for pretraining how the blocks learn; for downstream what they start from. components: the first so many.
+    start: for pretraining how the blocks learn, "…@CHANGE" with one setting changed (`changed`); for downstream what
+    they start from. components: the first so many.
     """
 
     data: str
@@ -107,6 +114,17 @@ class Bench:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell."""
+        start, _, change = cell.start.partition("@")
+        if change:  # the same cell, with one thing changed
+            other = Bench(
+                changed(self.settings, change),
+                self.folder / change,
+                dataset=self.dataset,
+                device=self.device,
+                compile_models=self._compile,
+            )
+            other._teachers[cell.data] = self._teacher(cell.data)
+            return other.run(replace(cell, start=start))
         if cell.target:
             return {"accuracy": self._downstream(cell)}
         if cell.start.startswith(("phased", "at_once", "t0t1")):
@@ -137,7 +155,7 @@ class Bench:
             start,
             phases,
             self._batches(cell.data, seed=cell.seed, batch=s.batch),
-            optimization=Optimization(steps=[s.steps // len(phases)] * len(phases), lr=s.lr, checkpoint_every=10**9),
+            optimization=Optimization(steps=s.steps_of(added), lr=s.lr, checkpoint_every=10**9),
             teacher=self._teacher(cell.data),
             folder=place,
             identity=s.digest + cell.name,
@@ -155,7 +173,7 @@ class Bench:
         s, counts = self.settings, np.cumsum(self.settings.added)
         source, _ = self._components(replace(cell, start="phased", components=int(counts[-1])))
         model = TiedModel(source.first(cell.components, [cell.depth]))
-        left = s.steps // len(counts) * int((counts > cell.components).sum())
+        left = sum(steps for steps, count in zip(s.steps_of(s.added), counts, strict=True) if count > cell.components)
         return self._train(model, cell.data, steps=left, seed=cell.seed, teacher=self._teacher(cell.data))
 
     def _plain(self, cell: Cell) -> tuple[nn.Module, float]:
@@ -285,6 +303,17 @@ class Bench:
     def _autocast(self) -> torch.autocast:
         dtype = getattr(torch, self.settings.dtype)
         return torch.autocast(self.device.split(":")[0], dtype, enabled=dtype != torch.float32)
+
+
+def changed(settings: Settings, change: str) -> Settings:
+    """Settings with one change: "growing" phases, or "NAME=FACTOR" of a number.
+
+    >>> changed(Settings(), "steps=2").steps, changed(Settings(), "lr=0.5").lr
+    (5000, 0.0005)
+    """
+    name, _, factor = change.partition("=")
+    now = getattr(settings, name)
+    return replace(settings, **{name: type(now)(now * float(factor)) if factor else True})
 
 
 def every_other(state: dict[str, Tensor], full: int, depth: int) -> dict[str, Tensor]:

@@ -63,6 +63,8 @@ def cells(
                 *(Cell(main, "tied", depth, count, seed, target) for count in counts),
             ]
     found += [Cell(main, f"phased:{basis}", deepest, full, seed) for basis in _bases()]
+    for start, count in (("phased", full), ("plain", 0), ("at_once", full), ("tied", few)):
+        found += [Cell(main, f"{start}@{change}", deepest, count, seed) for change in _CHANGES[start]]
     for depth in settings.depths[:-1]:
         for start in ("distilled", "scratch"):
             found.append(Cell(main, start, depth, 0, seed))
@@ -74,6 +76,15 @@ def cells(
             Cell(other, "at_once", deepest, full, seed),
         ]
     return list(dict.fromkeys(found))
+
+
+_CHANGES = {
+    "phased": ("growing", "lr=2", "lr=0.5", "steps=2"),
+    "plain": ("lr=2", "lr=0.5", "steps=2"),
+    "at_once": ("lr=0.3", "lr=0.1", "steps=2"),
+    "tied": ("growing", "lr=0.5", "steps=2"),
+}
+"""What is tried beside the settings, a pretraining at a time: a claim may rest on one of them."""
 
 
 def _bases() -> list[str]:
@@ -90,7 +101,7 @@ def run(
     say: Callable[[str], None] = lambda text: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[dict[str, Any]]:
-    """Do cells in order until the next one would not fit into what is left of the budget; all results so far."""
+    """Do cells in order, but for those that would not fit into what is left of the budget; all results so far."""
     begun, lines = clock(), read_results(results, bench.settings)
     done = {line["cell"] for line in lines}
     for cell in todo:
@@ -98,8 +109,8 @@ def run(
             continue
         left, needed = budget_s - (clock() - begun), estimate_s(cell, bench.settings, lines)
         if needed > left:
-            say(f"{cell.name} needs about {needed:.0f} s of the {left:.0f} s left: stopping here.")
-            break
+            say(f"{cell.name} needs about {needed:.0f} s of the {left:.0f} s left: not begun.")
+            continue
         started = clock()
         figures = bench.run(cell)
         line = {"cell": cell.name, **asdict(cell), **figures, "seconds": clock() - started}
@@ -124,13 +135,14 @@ def read_results(path: Path, settings: Settings) -> list[dict[str, Any]]:
 
 def estimate_s(cell: Cell, settings: Settings, lines: Sequence[dict[str, Any]]) -> float:
     """How long a cell will take, by those of its kind so far, else by the expected throughput; with reserve."""
-    kind, blocks = _kind(cell.target, cell.start), max(cell.depth, 2)
+    kind, blocks = _kind(cell.target, cell.start), _blocks(cell.start, cell.depth)
     measured = [
-        line["seconds"] / max(line["depth"], 2) for line in lines if _kind(line["target"], line["start"]) == kind
+        line["seconds"] / _blocks(line["start"], line["depth"])
+        for line in lines
+        if _kind(line["target"], line["start"]) == kind
     ]
     if measured:
-        usual = float(np.median(measured)) if cell.target else max(measured)
-        return 1.2 * usual * blocks
+        return 1.2 * float(np.median(measured)) * blocks  # the first of a kind compiles, and may train the teacher
     images = settings.down_steps * settings.down_batch if cell.target else settings.steps * settings.batch
     first = not lines and cell.start == "phased"  # it trains the teacher too
     teacher_s = settings.teacher_steps * settings.batch / IMAGES_PER_S["teacher"] if first else 0.0
@@ -173,10 +185,16 @@ def _decode(name: str, *, folder: Path | None, size: int) -> tuple[np.ndarray, n
     return images, np.array([row.label for row in rows]), np.array(held_out)
 
 
+def _blocks(start: str, depth: int) -> float:
+    """What a training's time is about in proportion to: its blocks, and its steps where a cell changes them."""
+    factor = re.search("@steps=(.+)", start)
+    return max(depth, 2) * (float(factor[1]) if factor else 1.0)
+
+
 def _kind(target: str, start: str) -> str:
     if target:
         return "downstream"
-    return "components" if start.split(":")[0] in ("phased", "at_once", "tied", "t0t1") else "plain"
+    return "components" if re.split("[:@]", start)[0] in ("phased", "at_once", "tied", "t0t1") else "plain"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import torch
 from tiny_decompositions import state_of, vit
 
 from jobs.benchmarks import decomposition as benchmark
-from jobs.benchmarks._decomposition_cells import Bench, Cell, Settings, every_other
+from jobs.benchmarks._decomposition_cells import Bench, Cell, Settings, changed, every_other
 from jobs.benchmarks._decomposition_report import claims
 from privshard.core.errors import InputError
 from privshard.decomposition import regional
@@ -121,6 +121,15 @@ def test_what_a_downstream_model_starts_from(tmp_path):
         source.components["blocks"]["norm1.weight"][0] - source.components["blocks"]["norm1.weight"][1],
     )
     assert bench._start_weights(replace(cell, start="random")) == {}
+
+
+def test_a_cell_may_change_one_setting():
+    settings = Settings(steps=1000, added=(1, 1, 2))
+    assert settings.steps_of(settings.added) == [333, 333, 333]
+    growing = changed(settings, "growing")
+    assert growing.steps_of(settings.added) == [142, 285, 571]
+    assert changed(settings, "steps=2") == replace(settings, steps=2000)
+    assert len({settings.digest, growing.digest, changed(settings, "lr=0.5").digest}) == 3
 
 
 @pytest.mark.slow
