@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from privshard.core.displacement import Space
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, LinearMethod, Method, Pullback, UnitGradients, pull
 from privshard.tangent.center import center_head
+from privshard.training.wrapped import WrappedMethod
 
 
-class AroundCore:
+class AroundCore(WrappedMethod):
     """`privshard.core.method.LinearMethod` whose zero is a core: logits f0 + J (core + D).
 
     The Jacobian is the inner method's and doesn't depend on the core, so gradients, norms and noise are those of the
@@ -25,38 +25,13 @@ class AroundCore:
     """
 
     def __init__(self, inner: LinearMethod, core: Mapping[str, Tensor]) -> None:
-        self._inner, self._core = inner, dict(core)
-        self.name: str = inner.name
-        self.space: Space = inner.space
-        self.batch_scale: int = inner.batch_scale
-        self.wide: frozenset[str] = inner.wide
-        self.indexed: frozenset[str] = inner.indexed
-        self.radius: float | None = inner.radius
+        super().__init__(inner)
+        self._core = dict(core)
         self.has_core = True
-        self.engine: str | None = getattr(inner, "engine", None)
-        self.compiled_after: int | None = getattr(inner, "compiled_after", None)
-
-    def features(self, constants: Constants) -> Tensor:
-        """The head's input (B, D)."""
-        return self._inner.features(constants)
 
     def centered(self, mean_D: Tensor) -> AroundCore:
         """The same core around the centred method, in its coordinates."""
-        centred = self._inner.centered(mean_D)
-        assert isinstance(centred, LinearMethod)
-        return AroundCore(centred, center_head(self._core, mean_D))
-
-    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
-        """A displacement from the core, in the coordinates of the base itself."""
-        return self._inner.uncentered(displacement, mean_D)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The inner method's."""
-        return self._inner.shapes()
-
-    def encode(self, images: Tensor) -> Constants:
-        """The inner method's: the core enters with the displacement."""
-        return self._inner.encode(images)
+        return AroundCore(self._centered_inner(mean_D), center_head(self._core, mean_D))
 
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, C) of the base displaced by core + D."""

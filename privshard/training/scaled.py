@@ -12,13 +12,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from privshard.core.displacement import Space
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, LinearMethod, Method, Pullback, UnitGradients, pull
 from privshard.tangent.places import Direct, Outer, Places
+from privshard.training.wrapped import WrappedMethod
 
 
-class ScaledMethod:
+class ScaledMethod(WrappedMethod):
     """`privshard.core.method.Method` that learns u with D = s * u, s_p > 0 a public constant of each parameter p.
 
     The gradient for u is s * g, g the one for D. What that changes:
@@ -34,46 +34,22 @@ class ScaledMethod:
     """
 
     def __init__(self, inner: LinearMethod, scales: Mapping[str, float]) -> None:
-        self._inner, self._scales = inner, dict(scales)
-        self.name: str = inner.name
-        self.space: Space = inner.space
-        self.batch_scale: int = inner.batch_scale
-        self.wide: frozenset[str] = inner.wide
-        self.indexed: frozenset[str] = inner.indexed
-        self.radius: float | None = inner.radius
-        self.has_core: bool = getattr(inner, "has_core", False)
+        super().__init__(inner)
+        self._scales = dict(scales)
 
     @property
     def scales(self) -> dict[str, float]:
         """Parameter name -> its scale."""
         return dict(self._scales)
 
-    def features(self, constants: Constants) -> Tensor:
-        """The head's input (B, D)."""
-        return self._inner.features(constants)
-
     def centered(self, mean_D: Tensor) -> ScaledMethod:
         """The same scales around the centred method."""
-        centred = self._inner.centered(mean_D)
-        assert isinstance(centred, LinearMethod)
-        return ScaledMethod(centred, self._scales)
-
-    def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
-        """A displacement that is no longer scaled (`unscaled`), in the coordinates of the base itself."""
-        return self._inner.uncentered(displacement, mean_D)
+        return ScaledMethod(self._centered_inner(mean_D), self._scales)
 
     def unscaled(self, displacement: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """D = s * u; tensors whose scale is 1 as they are."""
         scales = self._scales
         return {name: tensor if scales[name] == 1 else tensor * scales[name] for name, tensor in displacement.items()}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The inner method's."""
-        return self._inner.shapes()
-
-    def encode(self, images: Tensor) -> Constants:
-        """The inner method's."""
-        return self._inner.encode(images)
 
     def logits(self, constants: Constants, displacement: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, C) of the base displaced by s * u."""
