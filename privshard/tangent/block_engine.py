@@ -9,7 +9,7 @@ B batch, N tokens, D width, C classes, T patches, P numbers of a patch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from privshard.models.vit import ViTView
 from privshard.tangent.center import feature_radius, uncenter_head
 from privshard.tangent.dual import Dual, Pull, StoredDelta, Stream
 from privshard.tangent.linearize import moved_shapes
+from privshard.tangent.padding import token_multiple
 from privshard.tangent.places import Direct, Outer, Places
 
 
@@ -29,7 +30,9 @@ class BlockEngine:
     """`privshard.core.method.Method` of the linearized last blocks; constants are the tokens that enter them.
 
     With a `stem` the embeddings are linearized too, and constants are the patches of the images. why: what the
-    class-row form doesn't fit, for people.
+    class-row form doesn't fit, for people. multiple: the blocks carry tokens padded to a multiple of it, which changes
+    nothing but rounding (tests/tangent/test_padding.py); None takes what suits device and type. Constants are never
+    padded.
     """
 
     name = "tangent"
@@ -46,12 +49,14 @@ class BlockEngine:
         stem: StemView | None = None,
         center_D: Tensor | float = 0.0,
         why: str = "asked for",
+        multiple: int | None = None,
     ) -> None:
         self._view = view
         self._first = first_block
         self._stem = stem
         self._center_D = center_D
         self._why = why
+        self._multiple = multiple
         self._constant = "tokens" if stem is None else "patches"
         self.wide = frozenset({self._constant})
         self.radius = feature_radius(view)
@@ -67,12 +72,19 @@ class BlockEngine:
         x = constants[self._constant]
         narrow = x.dtype == torch.bfloat16
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=narrow):
-            return self._run(Dual([]), x)[1]
+            return self._run([], x)[1]
 
     def centered(self, mean_D: Tensor) -> BlockEngine:
         """This method, with the head's input centred by `mean_D`."""
         center_D = mean_D.to(self._view.head.weight)
-        return BlockEngine(self._view, first_block=self._first, stem=self._stem, center_D=center_D, why=self._why)
+        return BlockEngine(
+            self._view,
+            first_block=self._first,
+            stem=self._stem,
+            center_D=center_D,
+            why=self._why,
+            multiple=self._multiple,
+        )
 
     def uncentered(self, displacement: Mapping[str, Tensor], mean_D: Tensor) -> dict[str, Tensor]:
         """Back to the coordinates of the base."""
@@ -104,15 +116,17 @@ class BlockEngine:
     def gradients(self, constants: Constants, displacement: Mapping[str, Tensor], cotangent_BC: Tensor) -> Places:
         """J(x)^T r in factors; it doesn't depend on the displacement."""
         x = constants[self._constant]
-        return self._pulled(self._run(Dual([]), x)[2], x.dtype, cotangent_BC)
+        return self._pulled(self._run([], x)[2], x.dtype, cotangent_BC)
 
     def _moved(self, constants: Constants, displacement: Mapping[str, Tensor]) -> tuple[Tensor, Pull]:
         delta = StoredDelta(displacement, head_center_D=self._center_D)
-        out, _, pull = self._run(Dual([delta]), constants[self._constant])
+        out, _, pull = self._run([delta], constants[self._constant])
         assert out.dxs[0] is not None
         return out.x + out.dxs[0], pull
 
-    def _run(self, dual: Dual, x: Tensor) -> tuple[Stream, Tensor, Pull]:
+    def _run(self, deltas: Sequence[StoredDelta], x: Tensor) -> tuple[Stream, Tensor, Pull]:
+        multiple = token_multiple(x.device, x.dtype) if self._multiple is None else self._multiple
+        dual = Dual(deltas, multiple=multiple)
         return dual.evaluate(self._view, x, first_block=self._first, stem=self._stem)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from privshard.models.stem import StemView
 from privshard.models.vit import BlockView, ViTView
 from privshard.tangent import rules
+from privshard.tangent.padding import lengthened, padded_length
 
 
 class Delta(Protocol):
@@ -85,12 +86,15 @@ class Stream:
 
 class Dual:
     """Evaluates layers on streams, and says of each how cotangents go back. `deltas` may be empty: the plain network.
+    multiple: what the number of tokens in the blocks is padded to a multiple of; it changes nothing but rounding, and
+    collectors see the longer factors, with cotangents of exactly zero behind.
 
     Nothing here is recorded by autograd unless a delta's own tensors ask for it.
     """
 
-    def __init__(self, deltas: Sequence[Delta]) -> None:
+    def __init__(self, deltas: Sequence[Delta], *, multiple: int = 1) -> None:
         self._deltas = deltas
+        self._multiple = multiple
 
     def start(self, x: Tensor) -> Stream:
         """A value on which no delta has acted yet."""
@@ -141,19 +145,27 @@ class Dual:
         (B, D) that enters the head; the pull from logits to tokens."""
         at = self.start(at) if isinstance(at, Tensor) else at
         pulls: list[Pull] = []
+        num_tokens = at.x.shape[1]
+        length = padded_length(num_tokens, self._multiple)
+        if length > num_tokens:
+            at = _each(at, lambda x: lengthened(x, length))
+            pulls.append(lambda b_BND, _: b_BND[:, :num_tokens])  # what comes back for the others is zero
         for index, block in enumerate(view.blocks[first_block:], start=first_block):
             last = index == len(view.blocks) - 1
-            at, pull = self.block(block, at, num_queries=view.num_read if last else None)
+            at, pull = self.block(block, at, num_queries=view.num_read if last else None, num_keys=num_tokens)
             pulls.append(pull)
+        if at.x.shape[1] > num_tokens:
+            at = _each(at, lambda x: x[:, :num_tokens])
+            pulls.append(lambda b_BND, _: _padded(b_BND, length))
         if view.norm is not None:
             at, pull = self._norm("norm", view.norm, at)
             pulls.append(pull)
         if view.head_dist is not None:
             at, feature_BD, pull = self._two_heads(view.head, view.head_dist, at)
             return at, feature_BD, _chain([*pulls, pull])
-        num_tokens = at.x.shape[1]
+        num_rows = at.x.shape[1]
         at = _each(at, (lambda x: x[:, 0]) if view.pools_class_token else view.pool)
-        pulls.append(lambda b_BD, _: view.unpool(b_BD, num_tokens=num_tokens))
+        pulls.append(lambda b_BD, _: view.unpool(b_BD, num_tokens=num_rows))
         if view.fc_norm is not None:
             at, pull = self._norm("fc_norm", view.fc_norm, at)
             pulls.append(pull)
@@ -173,11 +185,14 @@ class Dual:
 
         return _each(_add(one, two), lambda logits_BC: logits_BC / 2), feature_BD, pull
 
-    def block(self, view: BlockView, at: Stream, *, num_queries: int | None = None) -> tuple[Stream, Pull]:
-        """One block. `num_queries` keeps only that many leading rows after attention's keys and values."""
+    def block(
+        self, view: BlockView, at: Stream, *, num_queries: int | None = None, num_keys: int | None = None
+    ) -> tuple[Stream, Pull]:
+        """One block. `num_queries` keeps only that many leading rows after attention's keys and values; rows from
+        `num_keys` on are padding, to which none attends."""
         rows, num_tokens = slice(0, num_queries), at.x.shape[1]
         out, norm1 = self._norm(f"{view.name}.norm1", view.norm1, at)
-        out, attention = self._attention(view, out, rows)
+        out, attention = self._attention(view, out, rows, num_keys)
         out, proj = self._linear(f"{view.name}.attn.proj", view.proj, out)
         out, ls1 = self._layer_scale(f"{view.name}.ls1", view.ls1, out)
         at = _add(_each(at, lambda x: x[:, rows]), out)
@@ -206,7 +221,7 @@ class Dual:
             tangents = tuple(None if dx is None else slope * dx for dx in at.dxs)
         return Stream(act(x), tangents), lambda b, _: b * rules.activation_slope(act, x)
 
-    def _attention(self, view: BlockView, at: Stream, rows: slice) -> tuple[Stream, Pull]:
+    def _attention(self, view: BlockView, at: Stream, rows: slice, num_keys: int | None) -> tuple[Stream, Pull]:
         qkv, pull_qkv = self._linear(f"{view.name}.attn.qkv", view.qkv, at)
         qkv = _each(qkv, lambda x: rules.split_heads(x, 3 * view.num_heads))
         q, k, v = (_each(qkv, lambda x, part=part: x.chunk(3, dim=1)[part]) for part in range(3))
@@ -216,7 +231,7 @@ class Dual:
             q, pull_q = self._norm(f"{view.name}.attn.q_norm", view.q_norm, q)
         if view.k_norm is not None:
             k, pull_k = self._norm(f"{view.name}.attn.k_norm", view.k_norm, k)
-        probs, out = rules.softmax_attention(q.x, k.x, v.x, view.scale)
+        probs, out = rules.softmax_attention(q.x, k.x, v.x, view.scale, num_keys=num_keys)
         douts = tuple(
             rules.attention_tangent(probs, q.x, k.x, v.x, dq, dk, dv, view.scale)  # pyright: ignore[reportArgumentType]
             for dq, dk, dv in zip(q.dxs, k.dxs, v.dxs, strict=True)
@@ -233,8 +248,9 @@ class Dual:
             )
             bq = bq if pull_q is None else pull_q(bq, collect)
             bk = bk if pull_k is None else pull_k(bk, collect)
-            joint = torch.cat([_padded(bq.transpose(1, 2), num_tokens).transpose(1, 2), bk, bv], dim=1)
-            return pull_qkv(rules.join_heads(joint), collect)
+            bq_BNHE, bk_BNHE, bv_BNHE = (x.transpose(1, 2) for x in (bq, bk, bv))
+            joint = torch.cat([_padded(bq_BNHE, num_tokens), bk_BNHE, bv_BNHE], dim=2)
+            return pull_qkv(joint.flatten(2), collect)
 
         return joined, pull
 

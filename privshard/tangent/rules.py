@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -36,9 +37,22 @@ def activation_slope(act: nn.Module, x: Tensor) -> Tensor:
     return torch.func.jvp(act, (x,), (torch.ones_like(x),))[1]
 
 
-def softmax_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention probabilities (B, H, queries, keys) and their output (B, H, queries, E)."""
-    probs = torch.softmax(scale * (q_BHNE @ k_BHNE.mT), dim=-1).to(q_BHNE.dtype)
+def softmax_attention(
+    q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, scale: float, *, num_keys: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention probabilities (B, H, queries, keys) and their output (B, H, queries, E).
+
+    Keys from `num_keys` on have probability exactly 0. Tangents and cotangents are multiplied by probabilities, so they
+    need no mask: through those keys, exactly 0 goes either way.
+    """
+    scores = q_BHNE @ k_BHNE.mT
+    num_masked = 0 if num_keys is None else scores.shape[-1] - num_keys
+    if num_masked:
+        mask_N = F.pad(scores.new_zeros(scores.shape[-1] - num_masked), (0, num_masked), value=-math.inf)
+        scores = torch.add(mask_N, scores, alpha=scale)  # in the pass that scales
+    else:
+        scores = scale * scores
+    probs = torch.softmax(scores, dim=-1).to(q_BHNE.dtype)
     return probs, probs @ v_BHNE
 
 
