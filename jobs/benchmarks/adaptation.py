@@ -5,14 +5,14 @@
 --data names a folder with `data/NAME.parquet` and `weights/deit_tiny_patch16_224.safetensors`. Every set is one sweep
 (`privshard sweep`): one grid of learning rates for all methods, chosen on train subjects; the test split is scored once
 with the chosen rate, by every seed. One shard without differential privacy for all methods, five shards at epsilon 8
-for some. Run it again to continue: each training is kept when it is done. --plan prints what it would cost.
+for some. Run it again to continue: each training is kept when it is done. --plan prints what it would cost. Methods are
+compared with one of them, GIFT unless --against names another, by differences paired over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from jobs.benchmarks._adaptation_report import differences, mean_over_sets, text
 from jobs.benchmarks._machine import machine
 from privshard.api import sweep
 from privshard.api.recipe import Recipe
 from privshard.api.recipe_methods import METHODS
-from privshard.api.sweeping import interval
 from privshard.core.jobs import Progress
 
 SETS = ("sign_language_digits", "flowers12", "omniglot_small", "cifar10")
@@ -125,60 +125,15 @@ def main(given: Sequence[str] | None = None) -> dict[str, Any]:
         "cost": plans,
         "sets": results,
         "mean": mean_over_sets(results),
+        "differences": differences(results, against=asked.against),
         "wall_s": time.perf_counter() - started,
     }
-    text = _text(report)
-    print(text)
+    shown = text(report)
+    print(shown)
     if not asked.plan:
         (asked.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-        (asked.out / "results.md").write_text(text)
+        (asked.out / "results.md").write_text(shown)
     return report
-
-
-def mean_over_sets(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For every recipe that is done on all sets, the mean over sets of each seed's accuracy, and the interval of that
-    mean over seeds; and the most parameters that it trains on any of them."""
-    per_set = [{row["name"]: row for row in result["rows"]} for result in results.values()]
-    found = []
-    for name in per_set[0] if per_set else ():
-        rows = [rows[name] for rows in per_set]
-        if any(row["accuracy"] is None for row in rows):
-            continue
-        seeds = [math.fsum(values) / len(rows) for values in zip(*(row["accuracies"] for row in rows), strict=True)]
-        found.append(
-            {
-                "name": name,
-                "accuracy": math.fsum(seeds) / len(seeds),
-                "interval": interval(seeds),
-                "parameters": max(row["parameters"] for row in rows),
-            }
-        )
-    return found
-
-
-def _text(report: Mapping[str, Any]) -> str:
-    here = report["machine"]
-    lines = [
-        f"adaptation: {report['arguments']['model']} on {here['device']}, torch {here['torch']}, {here['date']}",
-        "",
-    ]
-    for name, plan in report["cost"].items():
-        lines.append(f"{name}: {plan['trainings']} trainings, {plan['gradients']:,} gradients of examples")
-    for name, result in report["sets"].items():
-        lines += ["", f"## {name}", "", result["table"]]
-    if report["mean"]:
-        lines += [
-            "## Mean over the sets",
-            "",
-            "| recipe | parameters | accuracy | 0.95 interval |",
-            "| --- | --- | --- | --- |",
-        ]
-    for row in report["mean"]:
-        shown = "-" if row["interval"] is None else "{:.4f} to {:.4f}".format(*row["interval"])
-        lines.append(f"| {row['name']} | {row['parameters']:,} | {row['accuracy']:.4f} | {shown} |")
-    if not report["complete"]:
-        lines += ["", "Not complete: run it again to continue."]
-    return "\n".join(lines) + "\n"
 
 
 def _told(name: str):
@@ -197,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--private-methods", nargs="*", default=list(PRIVATE), choices=PRIVATE, help="five shards, epsilon 8"
     )
+    found.add_argument("--against", default="gift", choices=PUBLIC, help="the method that the others are compared with")
     found.add_argument("--model", default="deit_tiny_patch16_224", help='timm\'s name, or "embedded"')
     found.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="one grid for all methods")
     found.add_argument("--seeds", type=int, default=3, help="trainings with the chosen rate")

@@ -197,14 +197,27 @@ def interval(values: Sequence[float]) -> list[float] | None:
     >>> [round(end, 3) for end in interval([0.5, 0.6])]
     [0.0, 1.0]
     """
+    half = half_width(values)
+    if half is None:
+        return None
+    mean = _mean(values)
+    return [max(0.0, mean - half), min(1.0, mean + half)]
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of a mean, by Student's t; None of fewer than two values.
+
+    >>> half_width([0.5])
+    >>> round(half_width([0.5, 0.6]), 3)
+    0.635
+    """
     if len(values) < 2:
         return None
     from scipy.stats import t
 
     mean, count = _mean(values), len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return [max(0.0, mean - half), min(1.0, mean + half)]
+    return float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
 
 
 def _mean(values: Sequence[float]) -> float:
