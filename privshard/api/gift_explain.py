@@ -28,7 +28,7 @@ def explain(
     html: str | None = None,
     masks: str | None = None,
     boxes: str | None = None,
-    clusters: int = 3,
+    clusters: int | None = None,
     seeds: int = 5,
     component: str | None = None,
 ) -> dict[str, Any]:
@@ -45,16 +45,16 @@ def explain(
 
     source: a workspace or a generator file. images: files; the first four are drawn. png, html: files to write. masks:
     a folder with an image of each name whose bright pixels are the object. boxes: a JSON file, image name -> list of
-    [left, top, right, bottom] in pixels. clusters: how many are drawn, the strongest ones.
+    [left, top, right, bottom] in pixels. clusters: how many are drawn, the strongest ones; three unless given.
 
-    Raises InputError for a source without a generator, for masks of another size than their image, and for images
-    without a mask or box while others have one.
+    Raises InputError for a source without a generator, for more clusters than it has, for masks of another size than
+    their image, and for images without a mask or box while others have one.
     """
     from privshard.adaptation.gift.scoring import explain_images
 
     if not images:
         raise InputError("explain: expected at least one image, got none.")
-    if clusters < 1 or seeds < 1:
+    if (clusters is not None and clusters < 1) or seeds < 1:
         raise InputError(f"explain: expected at least one cluster and one seed, got {clusters} and {seeds}.")
     learnt = open_source(source, component=component)
     trained = {name: arrays for name, arrays in learnt.parameters.items() if arrays}
@@ -193,7 +193,10 @@ def _opened(path: str) -> Any:
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"image: expected a readable file, got {path} ({error.strerror}).") from error
-    return decode(content)
+    try:
+        return decode(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", remedy=error.remedy) from error
 
 
 def _masks(images: Sequence[str], base: Base, *, masks: str | None, boxes: str | None) -> np.ndarray | None:
@@ -250,10 +253,10 @@ def _read_boxes(path: str) -> Mapping[str, list[list[float]]]:
         value = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"boxes: expected a JSON file of image name -> list of boxes, got {path}: {error}.") from error
-    lists = isinstance(value, dict) and all(
-        isinstance(item, list) and all(isinstance(box, list) and len(box) == 4 for box in item)
-        for item in value.values()
-    )
-    if not lists:
+    if not isinstance(value, dict) or not all(isinstance(item, list) for item in value.values()):
         raise InputError(f"boxes: expected image name -> list of [left, top, right, bottom] in {path}.")
+    for name, item in value.items():
+        for box in item:
+            if not isinstance(box, list) or len(box) != 4 or not all(type(end) in (int, float) for end in box):
+                raise InputError(f"boxes: expected image name -> list of four numbers in {path}, got {box} of {name}.")
     return value

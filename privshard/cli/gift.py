@@ -86,9 +86,11 @@ def explain(
     ] = None,
     boxes: Annotated[
         str | None,
-        typer.Option("--boxes", metavar="FILE", help="JSON: image name -> list of [left, top, right, bottom]."),
+        typer.Option("--boxes", metavar="FILE", help=r"JSON: image name -> list of \[left, top, right, bottom]."),
     ] = None,
-    clusters: Annotated[int, typer.Option(metavar="K", help="How many clusters to draw, the strongest.")] = 3,
+    clusters: Annotated[
+        int | None, typer.Option(metavar="K", help="How many clusters to draw, the strongest; 3 unless given.")
+    ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="How many untrained generators to compare with.")] = 5,
     component: ComponentOption = None,
     as_json: JsonOption = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,14 +71,32 @@ def _verdict(found: Mapping[str, Any] | None) -> str:
     if trained is None:
         return "One image alone can't tell how well a map that was chosen on others finds an object."
     above = "more than" if trained > random else "no more than"
-    gain = trained - untrained
-    margin = max(found[name]["iou"]["deviation"] or 0.0 for name in ("trained", "untrained"))
-    if abs(gain) <= margin:
+    numbers = f"{trained:.3f} against {random:.3f}"
+    gain, margin = trained - untrained, _margin(found["trained"], found["untrained"])
+    if margin is None:
+        learnt = "There are too few generators to tell whether training did that: more seeds would."
+    elif abs(gain) <= margin:
         learnt = (
-            "within the spread of untrained generators: the pretrained network finds the object, not what was learnt"
+            f"Their difference to untrained generators, {gain:+.3f}, is within what generators vary by "
+            f"(± {margin:.3f}): no effect of training is shown."
         )
     else:
         place, effect = ("above", "better") if gain > 0 else ("below", "worse")
-        learnt = f"{abs(gain):.3f} {place} untrained generators: training made the maps fit the objects {effect}"
-    numbers = f"{trained:.3f} against {random:.3f}"
-    return f"Trained maps overlap with the objects {above} random ones do ({numbers}), and are {learnt}."
+        learnt = (
+            f"They are {abs(gain):.3f} {place} untrained generators, more than those vary by (± {margin:.3f}): "
+            f"training made the maps fit these objects {effect}."
+        )
+    return f"Trained maps overlap with the objects {above} random ones do ({numbers}). {learnt}"
+
+
+def _margin(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """Half the 95 % interval of the difference of two means over generators, by Student's t with a pooled deviation;
+    None where no deviation is known."""
+    from scipy.stats import t
+
+    known = [(item["num_generators"], item["iou"]["deviation"]) for item in (one, other)]
+    freedom = sum(num - 1 for num, deviation in known if deviation is not None)
+    if freedom < 1:
+        return None
+    variance = sum((num - 1) * deviation**2 for num, deviation in known if deviation is not None) / freedom
+    return float(t.ppf(0.975, freedom)) * math.sqrt(variance * sum(1 / num for num, _ in known))

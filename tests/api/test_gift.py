@@ -284,7 +284,8 @@ def test_bad_masks_and_boxes_are_refused(w, images, home, tmp_path):
     for boxes, message in (
         ({}, "expected boxes of"),
         ({name: [[0, 0, 50, 10]]}, "expected \\[left, top, right, bottom\\] inside"),
-        ({name: [[1, 2]]}, "expected image name"),
+        ({name: [[1, 2]]}, r"four numbers in .*, got \[1, 2\] of"),
+        ({name: [[1, 2, "3", 4]]}, "four numbers"),
         ([], "expected image name"),
     ):
         (tmp_path / "boxes.json").write_text(json.dumps(boxes))
@@ -296,8 +297,12 @@ def test_bad_masks_and_boxes_are_refused(w, images, home, tmp_path):
         explain(w, [])
     with pytest.raises(InputError, match="at least one cluster"):
         explain(w, one, clusters=0)
+    with pytest.raises(InputError, match=r"expected at most the generator's 3, got 4"):
+        explain(w, one, clusters=4)
     with pytest.raises(InputError, match=r"expected a readable file, got none.png"):
         explain(w, ["none.png"])
+    with pytest.raises(InputError, match=r"boxes\.json: Expected an image that Pillow can read"):
+        explain(w, [str(tmp_path / "boxes.json")])
 
 
 def test_planting_writes_what_a_recipe_reads(home):

@@ -129,3 +129,8 @@ def test_nothing_measured_is_said(monkeypatch, capsys):
     monkeypatch.setattr(gift_explain, "explain", lambda *args, **kwargs: result)
     assert run(["gift", "explain", "w", "x.png"]) == 0
     assert "nothing is measured" in capsys.readouterr().out
+
+
+def test_help_shows_what_a_box_is(capsys):
+    assert run(["gift", "explain", "--help"]) == 0
+    assert "[left, top, right, bottom]" in " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -10,17 +10,17 @@ import pytest
 from privshard.report.explain_page import explain_page
 
 
-def _report(trained=0.5, untrained=0.4, random=0.1, deviation=0.02, *, measured=True):
-    def value(mean):
-        return {"mean": mean, "deviation": deviation}
+def _report(trained=0.5, untrained=0.4, random=0.1, deviation=0.02, *, num=3, num_trained=3, measured=True):
+    def scores(iou, num=num):
+        def value(mean):
+            return {"mean": mean, "deviation": deviation if num > 1 else None}
 
-    def scores(iou):
-        return {"num_generators": 3, "pointing": value(0.75), "iou": value(iou), "best_iou": value(0.9)}
+        return {"num_generators": num, "pointing": value(0.75), "iou": value(iou), "best_iou": value(0.9)}
 
     found = {
         "num_images": 8,
         "area": 0.125,
-        "trained": scores(trained),
+        "trained": scores(trained, num_trained),
         "untrained": scores(untrained),
         "random": scores(random),
     }
@@ -51,9 +51,12 @@ def test_the_page_is_whole_and_escaped():
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        ({}, "0.100 above untrained generators: training made the maps fit the objects better"),
-        ({"trained": 0.3}, "0.100 below untrained generators: training made the maps fit the objects worse"),
-        ({"trained": 0.41}, "within the spread of untrained generators"),
+        ({}, "0.100 above untrained generators, more than those vary by (± 0.045): training made the maps fit these"),
+        ({"trained": 0.3}, "0.100 below untrained generators, more than those vary by (± 0.045): training made"),
+        ({"trained": 0.3}, "fit these objects worse"),
+        ({"trained": 0.41}, "+0.010, is within what generators vary by (± 0.045): no effect of training is shown"),
+        ({"num_trained": 1, "trained": 0.49}, "+0.090, is within what generators vary by (± 0.099)"),
+        ({"num_trained": 1, "num": 1}, "too few generators to tell"),
         ({"trained": 0.05}, "no more than random ones do"),
         ({"trained": None}, "One image alone"),
     ],

@@ -23,7 +23,11 @@ from privshard.adaptation.gift.localization import (
 )
 from privshard.adaptation.gift.maps import layer_outputs, patch_maps, pixel_maps, random_maps, shown
 from privshard.adaptation.gift.spec import GiftSpec
+from privshard.core.errors import InputError
 from privshard.models.vit import ViTView
+
+DRAWN = 3
+"""How many clusters are drawn unless somebody says so."""
 
 _BATCH = 8
 
@@ -59,7 +63,7 @@ def explain_images(
     x: Sequence[Tensor],
     masks_BHW: np.ndarray | None,
     drawn: Sequence[int],
-    clusters: int,
+    clusters: int | None,
     seeds: int,
 ) -> Explained:
     """Maps of the first of `trained` (component -> parameters), and scores of all of them, of `seeds` untrained
@@ -98,12 +102,12 @@ def explain_images(
     return Explained(adapter.num_parameters(), tuple(thetas), layers, chosen, found, scores)
 
 
-def strongest(adapter: GiftAdapter, parameters: Mapping[str, Tensor], count: int) -> tuple[int, ...]:
-    """The clusters that do most, strongest first.
+def strongest(adapter: GiftAdapter, parameters: Mapping[str, Tensor], count: int | None = None) -> tuple[int, ...]:
+    """The `count` clusters that do most, strongest first; None for DRAWN, or all where there are fewer.
 
     Compact form: by |phi_j| |psi_j|, what cluster j adds to I + phi psi at most. PaCa form: by how much the
     assignments to it differ between rows of the weights, since a cluster that takes all rows alike parts nothing.
-    Summed over generators, where there are several.
+    Summed over generators, where there are several. Raises InputError for a count above the number of clusters.
     """
     gift, total = adapter.gift, None
     for group in gift.groups:
@@ -115,7 +119,9 @@ def strongest(adapter: GiftAdapter, parameters: Mapping[str, Tensor], count: int
             strength = torch.stack([vectors[layer.name].std(dim=0) for layer in group.layers]).mean(0)
         total = strength if total is None else total + strength
     assert total is not None
-    return tuple(int(at) for at in total.argsort(descending=True, stable=True)[:count])
+    if count is not None and count > len(total):
+        raise InputError(f"clusters: expected at most the generator's {len(total)}, got {count}.")
+    return tuple(int(at) for at in total.argsort(descending=True, stable=True)[: DRAWN if count is None else count])
 
 
 def score(
