@@ -9,7 +9,15 @@ from statistics import mean
 from typing import Any
 
 Result = Mapping[str, Any]
-_REMOVED = "share of the shards removed"
+_PANELS = {"shards": "shards", "epsilon": "epsilon", "removed": "shards removed, %"}
+_COLOURS = {
+    "head": "#6b7280",
+    "tangent, 1 block": "#1f5fa8",
+    "tangent, 4 blocks": "#d1602a",
+    "tangent, 12 blocks": "#3b8f5a",
+    "full, 12 blocks": "#8a4fa3",
+}
+_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 2, 1, 2)), (0, (1, 1.5)))
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -36,41 +44,72 @@ def label(method: str, blocks: int) -> str:
 
 
 def curves(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Draw the three kinds of curves of every data set as PNG; the files."""
+    """Draw every data set as one PNG: accuracy (unit example, mean over seeds) by shards, by epsilon, and after
+    removing some of the shards; the files. A colour is a method, the kind of a line its epsilon or number of shards."""
     written = []
     for data in sorted({item["data"] for item in results}):
         here = [item for item in results if item["data"] == data and item["unit"] == "example"]
-        shards = _lines(here, "shards", by="epsilon")
-        written += _draw(folder / f"{data}-shards.png", shards, axis="shards")
-        private = [item for item in here if item["epsilon"] is not None]
-        written += _draw(folder / f"{data}-epsilon.png", _lines(private, "epsilon", by="shards"), axis="epsilon")
-        removed: dict[str, list[tuple[float, float]]] = {}
-        for item in here:
-            if item.get("removed") and item["seed"] == 0 and item["shards"] >= 10:
-                name = f"{label(item['method'], item['blocks'])}, {item['shards']} shards, {_epsilon(item['epsilon'])}"
-                removed[name] = [(float(share), value) for share, value in item["removed"].items()]
-        written += _draw(folder / f"{data}-removed.png", removed, axis=_REMOVED)
+        lines = {panel: _lines(here, panel) for panel in _PANELS}
+        if any(lines.values()):
+            folder.mkdir(parents=True, exist_ok=True)
+            written.append(folder / f"{data}.png")
+            _draw(lines, title=data).savefig(written[-1], dpi=150)
     return written
 
 
-def _lines(results: Sequence[Result], x: str, *, by: str) -> dict[str, list[tuple[float, float]]]:
-    """Name of a line -> its points, the mean over seeds; lines of one point are left out."""
-    points: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _lines(results: Sequence[Result], panel: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(method, kind of line) -> its points; removals from the most shards alone."""
+    points: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    most = max((item["shards"] for item in results), default=0)
     for item in results:
-        other = _epsilon(item["epsilon"]) if by == "epsilon" else f"{item['shards']} shard(s)"
-        points[f"{label(item['method'], item['blocks'])}, {other}"][item[x]].append(item["accuracy"])
-    found = {name: sorted((at, mean(values)) for at, values in each.items()) for name, each in sorted(points.items())}
-    return {name: each for name, each in found.items() if len(each) > 1}
+        method = label(item["method"], item["blocks"])
+        if panel == "epsilon" and item["epsilon"] is not None:
+            shards = "1 shard" if item["shards"] == 1 else f"{item['shards']} shards"
+            points[(method, shards)][item["epsilon"]].append(item["accuracy"])
+        if panel == "shards":
+            points[(method, _epsilon(item["epsilon"]))][item["shards"]].append(item["accuracy"])
+        if panel == "removed" and item["shards"] == most:
+            for share, accuracy in item.get("removed", {}).items():
+                points[(method, _epsilon(item["epsilon"]))][100 * float(share)].append(accuracy)
+    return {key: sorted((at, mean(values)) for at, values in each.items()) for key, each in sorted(points.items())}
 
 
-def _draw(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], *, axis: str) -> list[Path]:
-    if not lines:
-        return []
-    from privshard.report.curves import write_curves
+def _draw(lines: Mapping[str, Mapping[tuple[str, str], Sequence[tuple[float, float]]]], *, title: str) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_curves(path, lines, axis=axis, value="accuracy", logarithmic=axis != _REMOVED)
-    return [path]
+    figure = Figure(figsize=(13.0, 4.6), layout="constrained")
+    methods = [method for method in _COLOURS if any(method == name for panel in lines.values() for name, _ in panel)]
+    for axes, (panel, text) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+        kinds = sorted({kind for _, kind in lines[panel]}, key=_number)
+        weightiest_first = kinds if panel == "epsilon" else kinds[::-1]  # one shard, or no privacy: a solid line
+        styles = {kind: _STYLES[index % len(_STYLES)] for index, kind in enumerate(weightiest_first)}
+        for (method, kind), points in lines[panel].items():
+            axes.plot(
+                *zip(*points, strict=True), color=_COLOURS[method], linestyle=styles[kind], marker="o", markersize=4
+            )
+        if panel != "removed" and lines[panel]:
+            ticks = sorted({at for points in lines[panel].values() for at, _ in points})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
+            axes.minorticks_off()
+        axes.set_xlabel(text)
+        axes.set_ylabel("accuracy")
+        axes.grid(color="#dce1e6", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if kinds:
+            shown = [Line2D([], [], color="#444", linestyle=styles[kind], label=kind) for kind in kinds]
+            axes.legend(handles=shown, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.suptitle(title.replace("_", " "), x=0.01, ha="left", fontsize=11)
+    shown = [Line2D([], [], color=_COLOURS[method], marker="o", markersize=4, label=method) for method in methods]
+    figure.legend(handles=shown, loc="outside lower center", ncols=len(methods), frameon=False, fontsize=9)
+    return figure
+
+
+def _number(kind: str) -> float:
+    """The number in the name of a kind of line; without one, above all."""
+    digits = [word for word in kind.split() if word[0].isdigit()]
+    return float(digits[0]) if digits else float("inf")
 
 
 def _cell(items: Sequence[Result]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from privshard.privacy.mean import noisy_mean
 from privshard.privacy.sampling import PoissonSampler
 from privshard.privacy.stream import ChaChaStream, derive_key, insecure_key
 from privshard.training.loss import losses
-from privshard.training.shard import train_shard
+from privshard.training.shard import _unit_features, train_shard
+from privshard.training.units import Units
 
 IDS = [f"{subject}-{number}" for subject in "abcdefgh" for number in range(1 + ord(subject) % 3)]
 PLAN = MechanismPlan("subject", 0.5, 4, 1.0, 0.7, 4.0, 1e-5, "rdp")
@@ -316,3 +318,12 @@ def test_the_time_is_told(make_method, make_shard):
     )
     assert trained.train_s > 0
     assert np.isfinite(flat(trained.tensors).numpy()).all()
+
+
+def test_features_are_averaged_over_a_units_rows_wherever_they_lie():
+    rows = ["b", "a", "b", "c", "a"]
+    x = torch.randn(5, 3)
+    method = SimpleNamespace(features=lambda constants: constants["x"])
+    found = _unit_features(method, {"x": x}, Units.of(rows), 2, torch.device("cpu"))
+    expected = [x.double()[[row == unit for row in rows]].mean(0) for unit in "abc"]
+    torch.testing.assert_close(found, torch.stack(expected))

@@ -70,7 +70,7 @@ def test_cells_run_once_and_resume(folder, tmp_path, monkeypatch, capsys):
     table = (tmp_path / accuracy.TABLE).read_text()
     assert "| head | 2 |" in table
     assert "no privacy" in table
-    assert {path.name for path in tmp_path.glob("*.png")} == {"flowers12-shards.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"flowers12.png"}
 
 
 def test_a_cell_that_fails_is_reported_and_runs_again(folder, tmp_path, monkeypatch):
