@@ -109,7 +109,7 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
         for split in ("train", "eval")
     )
     units = (SUBJECTS if cell.unit == "subject" else SIZES).get(cell.data, len(train_labels))
-    chosen = optimization(recipe, units_per_shard=units / cell.shards)
+    chosen = optimization(recipe, units_per_shard=units / cell.shards, num_classes=len(classes))
     plan = make_plan(
         recipe.privacy_params(),
         sample_rate=chosen.sample_rate,

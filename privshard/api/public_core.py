@@ -53,14 +53,15 @@ def load_recipe_base(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Base, Pu
     arrays: dict[str, np.ndarray] = {}
     base = load_base(replace(spec, head="random"))
     if recipe.base.head == "public":
-        head = _fitted(recipe, base, rows, classes, method="head", chosen=constants.public_optimization("head"))
+        chosen = constants.public_optimization("head", num_classes=len(classes))
+        head = _fitted(recipe, base, rows, classes, method="head", chosen=chosen)
         arrays |= _scaled_head(head, std=recipe.base.head_std)
         base = load_base(spec, public=arrays)
     else:
         base = load_base(spec)
     if recipe.public.core:
         name, loss = recipe.method.name, constants.optimization(recipe).params.loss
-        chosen = constants.public_optimization(name, loss=loss)
+        chosen = constants.public_optimization(name, num_classes=len(classes), loss=loss)
         core = _fitted(recipe, base, rows, classes, method=name, chosen=chosen)
         arrays |= {CORE + name: tensor.numpy() for name, tensor in core.items()}
     digest = public_digest(arrays)

@@ -135,7 +135,7 @@ def make_setup(
     from privshard.privacy.plan import history_events, make_plan
 
     constants.warn_about_size(recipe, nominal)
-    chosen = constants.optimization(recipe, units_per_shard=nominal / recipe.shards)
+    chosen = constants.optimization(recipe, units_per_shard=nominal / recipe.shards, num_classes=len(classes))
     params = recipe.privacy_params()
     base, public = loaded or load_recipe_base(recipe, classes)
     method = make_method(recipe.method_spec(), base.view, core=base.core)

@@ -171,7 +171,8 @@ class _Bench:
         from privshard.training.shard import train_shard
 
         partition = Partition(self._shard_key, recipe.shards)
-        chosen, plan = constants.optimization(recipe), self._plan(recipe, encoded)
+        chosen = constants.optimization(recipe, num_classes=len(encoded.classes))
+        plan = self._plan(recipe, encoded)
         found = []
         for shard in range(recipe.shards):
             rows = [

@@ -66,6 +66,17 @@ def test_without_privacy_the_default_is_the_optimum_unless_steps_are_asked_for(n
     assert (bounded.steps, bounded.params.optimizer) == (10, "exact")
 
 
+def test_a_heads_ridge_follows_the_number_of_classes():
+    def ridge(num_classes, *, name="head", **training):
+        recipe = Recipe(method={"name": name}, privacy={"epsilon": None}, training=training)
+        return constants.optimization(recipe, num_classes=num_classes).params.weight_decay
+
+    assert [ridge(num) for num in (None, 2, 10, 12, 1000)] == [0.01, 0.01, 0.01, 12**-2, 1e-5]
+    assert ridge(121) == constants.public_optimization("head", num_classes=121).params.weight_decay == 121**-2
+    assert ridge(121, weight_decay=0.5) == 0.5
+    assert ridge(121, name="tangent") == ridge(None, name="tangent")
+
+
 def test_the_optimum_is_refused_where_it_would_leak_or_does_not_exist():
     with pytest.raises(InputError, match=r"training\.optimizer.*depends on every row.*privacy\.epsilon to null"):
         constants.optimization(Recipe(training={"optimizer": "exact"}))
