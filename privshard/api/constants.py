@@ -112,14 +112,14 @@ def public_optimization(method: str, *, num_classes: int, loss: str | None = Non
     return replace(exact, params=replace(exact.params, loss=loss, weight_decay=_PUBLIC_RIDGE))  # pyright: ignore
 
 
-_HEAD_RIDGES = 1e-5, 1e-2
+_HEAD_RIDGES = 1e-4, 1e-2
 
 
 def _exact(method: str, num_classes: int | None) -> Optimization:
     """The defaults of a method's optimum; the ridge of a head is 1 / C^2 within bounds, C the number of classes.
 
     The square loss is a mean over classes, of which one in C is an example's own, so a ridge weighs more where there
-    are many: cross-validation over train subjects chose 0.01 for 10 and 12 classes, 1e-4 for 121 (README of the
+    are many: cross-validation over train subjects chose about 0.01 for 10 and 12 classes, 1e-4 for 242 (README of the
     benchmarks).
     """
     exact = _EXACT[method]
