@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
         nominal_units_per_shard=units / cell.shards,
         mean_releases=int(chosen.center and method.radius is not None),
     )
+    dtype = bench.dtype if plan.private else torch.float32
+    train, test = _kept(method, train, dtype), _kept(method, test, dtype)
     displacements = []
     for shard in range(cell.shards):
         at = rows["train"].of_shard(shard, num_shards=cell.shards, seed=cell.seed).to(bench.device)
@@ -135,19 +138,19 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
         )
         displacements.append({name: tensor.to(bench.device) for name, tensor in trained.tensors.items()})
     train_s = time.perf_counter() - started - encode_s
-    num = bench.at_once(method)
-    logits = torch.stack([_logits(method, test, item, num) for item in displacements])
-    found: dict[str, Any] = {"accuracy": _accuracy(_average(method, test, displacements, num), test_labels)}
+    score = partial(_logits, method, test, batch=bench.at_once(method), dtype=dtype)
+    logits = torch.stack([score(item) for item in displacements])
+    found: dict[str, Any] = {"accuracy": _accuracy(score(_average(displacements)), test_labels)}
     if cell.shards > 1:
         found["ensemble"] = _accuracy(logits.mean(0), test_labels)
         found["alone"] = sum(_accuracy(each, test_labels) for each in logits) / cell.shards
         found["removed"] = {
-            str(share): _accuracy(_average(method, test, displacements[int(share * cell.shards) :], num), test_labels)
+            str(share): _accuracy(score(_average(displacements[int(share * cell.shards) :])), test_labels)
             for share in REMOVED
         }
     base = origin(method, device=bench.device)
     if base:
-        found["base"] = _accuracy(_logits(method, test, base, num), test_labels)
+        found["base"] = _accuracy(score(base), test_labels)
     return {
         **cell.to_json(),
         **found,
@@ -159,20 +162,27 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _average(method: Method, constants: Constants, displacements: Sequence[dict[str, Tensor]], batch: int) -> Tensor:
-    """The logits of the plain average of displacements."""
-    mean = {name: torch.stack([item[name] for item in displacements]).mean(0) for name in displacements[0]}
-    return _logits(method, constants, mean, batch)
+def _kept(method: Method, constants: Constants, dtype: torch.dtype) -> Constants:
+    """Constants in the types in which training keeps them under `dtype`."""
+    return {name: tensor.to(dtype) if name in method.wide else tensor for name, tensor in constants.items()}
+
+
+def _average(displacements: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The plain average."""
+    return {name: torch.stack([item[name] for item in displacements]).mean(0) for name in displacements[0]}
 
 
 @torch.no_grad()
-def _logits(method: Method, constants: Constants, displacement: dict[str, Tensor], batch: int) -> Tensor:
-    num = len(next(iter(constants.values())))
-    parts = [
-        method.logits({name: tensor[start : start + batch] for name, tensor in constants.items()}, displacement)
-        for start in range(0, num, batch)
-    ]
-    return torch.cat(parts)
+def _logits(
+    method: Method, constants: Constants, displacement: dict[str, Tensor], *, batch: int, dtype: torch.dtype
+) -> Tensor:
+    first = next(iter(constants.values()))
+    with torch.autocast(first.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        parts = [
+            method.logits({name: tensor[start : start + batch] for name, tensor in constants.items()}, displacement)
+            for start in range(0, len(first), batch)
+        ]
+    return torch.cat(parts).float()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
