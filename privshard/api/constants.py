@@ -103,6 +103,9 @@ a component costs on disk grows with them (64 directions of one block of DeiT-Ti
 _PUBLIC_RIDGE = 0.01
 """Ridge of a core that is learnt by cross entropy, whose logits are smaller than those of the rescaled square loss."""
 
+_HEAD_RIDGES = 1e-4, 1e-2
+"""The least and the most that the ridge of a head is by default (`_exact`)."""
+
 
 def public_optimization(method: str, *, num_classes: int, loss: str | None = None) -> Optimization:
     """How `method` learns from public rows: its optimum. loss: the shards' own, for a core that they start from."""
@@ -110,9 +113,6 @@ def public_optimization(method: str, *, num_classes: int, loss: str | None = Non
     if loss is None or loss == exact.params.loss:
         return exact
     return replace(exact, params=replace(exact.params, loss=loss, weight_decay=_PUBLIC_RIDGE))  # pyright: ignore
-
-
-_HEAD_RIDGES = 1e-4, 1e-2
 
 
 def _exact(method: str, num_classes: int | None) -> Optimization:

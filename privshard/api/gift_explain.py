@@ -258,5 +258,8 @@ def _read_boxes(path: str) -> Mapping[str, list[list[float]]]:
     for name, item in value.items():
         for box in item:
             if not isinstance(box, list) or len(box) != 4 or not all(type(end) in (int, float) for end in box):
-                raise InputError(f"boxes: expected image name -> list of four numbers in {path}, got {box} of {name}.")
+                raise InputError(
+                    f"boxes: expected image name -> list of four numbers in {path}, got {box} of {name}.",
+                    remedy="Give each box as [left, top, right, bottom] in pixels.",
+                )
     return value

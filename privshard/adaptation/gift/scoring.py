@@ -120,7 +120,10 @@ def strongest(adapter: GiftAdapter, parameters: Mapping[str, Tensor], count: int
         total = strength if total is None else total + strength
     assert total is not None
     if count is not None and count > len(total):
-        raise InputError(f"clusters: expected at most the generator's {len(total)}, got {count}.")
+        raise InputError(
+            f"clusters: expected at most the generator's {len(total)}, got {count}.",
+            remedy="Leave it out: the strongest are drawn.",
+        )
     return tuple(int(at) for at in total.argsort(descending=True, stable=True)[: DRAWN if count is None else count])
 
 
