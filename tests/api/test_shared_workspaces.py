@@ -326,14 +326,13 @@ def test_under_a_lease_no_cache_of_a_shard_is_rewritten(make_recipe, workspace, 
     """A stalled rewrite would put back what a later holder erased; a deletion can't."""
     train(make_recipe(ledger=ledger, execution={"cache": "disk"}), workspace=workspace)
     with Workspace.open(workspace, ledger=ledger) as ws:
-        keep = partition_ids(ws.objects, shard_dir(0))[1:]
-        assert ws.objects.exists(constants_path(0))
+        cached = [shard for shard in (0, 1) if ws.objects.exists(constants_path(shard))]  # by chance, one may be empty
+        keep = partition_ids(ws.objects, shard_dir(cached[0]))[1:]
         with pytest.raises(ResourceError, match="hold the workspace"):
-            shard_cache.erase_rows(ws, 0, keep=keep)
+            shard_cache.erase_rows(ws, cached[0], keep=keep)
         with ws.hold():
-            shard_cache.erase_rows(ws, 0, keep=keep)
-        assert not ws.objects.exists(constants_path(0))
-        assert ws.objects.exists(constants_path(1))
+            shard_cache.erase_rows(ws, cached[0], keep=keep)
+        assert [shard for shard in (0, 1) if ws.objects.exists(constants_path(shard))] == cached[1:]
 
 
 def test_a_shared_folder_with_a_server_is_held_by_the_lease(make_recipe, workspace, ledger, monkeypatch):
