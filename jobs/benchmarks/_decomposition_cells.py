@@ -55,24 +55,29 @@ class Settings:
     down_lr: float = 5e-4
     dtype: str = "bfloat16"
     growing: bool = False
+    refined: bool = False
 
     def steps_of(self, added: Sequence[int]) -> list[int]:
-        """Steps of each phase: equal, or (`growing`) in proportion to the components that there are at its end."""
+        """Steps of each phase: equal, or (`growing`) in proportion to the components that there are at its end.
+
+        refined: the phases have two thirds of all steps, and then all components train together.
+        """
         counts = np.cumsum(added) if self.growing else np.ones(len(added))
-        return [int(self.steps * count / counts.sum()) for count in counts]
+        steps = self.steps * 2 // 3 if self.refined else self.steps
+        return [int(steps * count / counts.sum()) for count in counts]
 
     @property
     def digest(self) -> str:
         """Digest of all of them."""
-        return json_digest({name: value for name, value in asdict(self).items() if name != "growing" or value})[:12]
+        return json_digest({name: value for name, value in asdict(self).items() if value is not False})[:12]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One training and its accuracy. target: what a downstream model learns; empty for pretraining itself.
 
-    start: for pretraining how the blocks learn, "…@CHANGE" with one setting changed (`changed`); for downstream what
-    they start from. components: the first so many.
+    start: for pretraining how the blocks learn, "…@CHANGE" with settings changed (`changed`); for downstream what they
+    start from. components: the first so many.
     """
 
     data: str
@@ -115,7 +120,7 @@ class Bench:
     def run(self, cell: Cell) -> dict[str, Any]:
         """The figures of a cell."""
         start, _, change = cell.start.partition("@")
-        if change:  # the same cell, with one thing changed
+        if change:  # the same cell with other settings
             other = Bench(
                 changed(self.settings, change),
                 self.folder / change,
@@ -164,6 +169,11 @@ class Bench:
             compiled=self._compile,
         )
         accuracies = [(result.components, result.accuracy or 0.0) for result in results]
+        if s.refined:
+            model = TiedModel(found.first(cell.components, [s.depth]))
+            left = s.steps - sum(s.steps_of(added))
+            reached = self._train(model, cell.data, steps=left, seed=cell.seed, teacher=self._teacher(cell.data))
+            found, accuracies = model.to_decomposition(), [*accuracies[:-1], (cell.components, reached)]
         found = replace(found, facts={"accuracies": accuracies})
         write_decomposition(path, found)
         return found, accuracies
@@ -306,14 +316,16 @@ class Bench:
 
 
 def changed(settings: Settings, change: str) -> Settings:
-    """Settings with one change: "growing" phases, or "NAME=FACTOR" of a number.
+    """Settings with changes, joined by "+": "growing" phases, "refined" components, or "NAME=FACTOR" of a number.
 
-    >>> changed(Settings(), "steps=2").steps, changed(Settings(), "lr=0.5").lr
+    >>> changed(Settings(), "steps=2+growing").steps, changed(Settings(), "lr=0.5").lr
     (5000, 0.0005)
     """
-    name, _, factor = change.partition("=")
-    now = getattr(settings, name)
-    return replace(settings, **{name: type(now)(now * float(factor)) if factor else True})
+    for each in change.split("+"):
+        name, _, factor = each.partition("=")
+        now = getattr(settings, name)
+        settings = replace(settings, **{name: type(now)(now * float(factor)) if factor else True})
+    return settings
 
 
 def every_other(state: dict[str, Tensor], full: int, depth: int) -> dict[str, Tensor]:

@@ -123,12 +123,28 @@ def test_what_a_downstream_model_starts_from(tmp_path):
     assert bench._start_weights(replace(cell, start="random")) == {}
 
 
-def test_a_cell_may_change_one_setting():
+def test_refined_components_train_together_after_their_phases(tmp_path):
+    data = benchmark.load_dataset("digits", folder=None, cached=tmp_path / "cache", size=16)
+    settings, cell = replace(SMALL, steps=9), Cell("digits", "phased", 2, 2, 0)
+    folders = {"phases": changed(settings, "steps=0.7"), "refined": changed(settings, "refined")}  # 6 steps and 3 more
+    first = {}
+    for name, chosen in folders.items():
+        bench = Bench(chosen, tmp_path / name, dataset=lambda name: data, device="cpu", compile_models=False)
+        source, accuracies = bench._components(cell)
+        assert [count for count, _ in accuracies] == [1, 2]
+        assert accuracies[-1][1] == bench.run(cell)["accuracy"]
+        first[name] = source.components["blocks"]["mlp.fc1.weight"][0]
+    assert folders["refined"].steps_of(SMALL.added) == folders["phases"].steps_of(SMALL.added) == [3, 3]
+    assert not np.array_equal(first["phases"], first["refined"])
+
+
+def test_a_cell_may_change_settings():
     settings = Settings(steps=1000, added=(1, 1, 2))
     assert settings.steps_of(settings.added) == [333, 333, 333]
     growing = changed(settings, "growing")
     assert growing.steps_of(settings.added) == [142, 285, 571]
     assert changed(settings, "steps=2") == replace(settings, steps=2000)
+    assert changed(settings, "growing+steps=2") == replace(growing, steps=2000)
     assert len({settings.digest, growing.digest, changed(settings, "lr=0.5").digest}) == 3
 
 
