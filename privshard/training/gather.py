@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -36,3 +36,16 @@ def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """`array` on `device`, without waiting for what the device is doing."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def download(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` in fp32 on the CPU; from a GPU into page-locked memory, which a copy fills many times as fast."""
+    found = {
+        name: torch.empty(tensor.shape, dtype=torch.float32, pin_memory=tensor.is_cuda)
+        for name, tensor in tensors.items()
+    }
+    for name, tensor in tensors.items():
+        found[name].copy_(tensor, non_blocking=True)
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return found

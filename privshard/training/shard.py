@@ -18,7 +18,7 @@ from privshard.privacy.optimizer import PrivateOptimizer
 from privshard.privacy.sampling import PoissonSampler
 from privshard.privacy.stream import ChaChaStream, derive_key
 from privshard.training.exact import train_exact
-from privshard.training.gather import take
+from privshard.training.gather import download, take
 from privshard.training.replay import Replay
 from privshard.training.scaled import scaled, unscaled
 from privshard.training.step import clipped_sum
@@ -141,8 +141,8 @@ def train_shard(
     optimizer.check_complete()
     trained = unscaled(method, tail.value())
     trained = trained if center_D is None else method.uncentered(trained, center_D)
-    tensors = {name: tensor.float().cpu() for name, tensor in learnt(method, trained).items()}
-    own = {name: tensor.float().cpu() for name, tensor in trained.items() if name not in tensors}
+    tensors = download(learnt(method, trained))
+    own = download({name: tensor for name, tensor in trained.items() if name not in tensors})
     return Trained(tensors, time.perf_counter() - started, own)
 
 
