@@ -56,6 +56,7 @@ class Settings:
     dtype: str = "bfloat16"
     growing: bool = False
     refined: bool = False
+    warmup: float = 0.05
 
     def steps_of(self, added: Sequence[int]) -> list[int]:
         """Steps of each phase: equal, or (`growing`) in proportion to the components that there are at its end.
@@ -69,7 +70,8 @@ class Settings:
     @property
     def digest(self) -> str:
         """Digest of all of them."""
-        return json_digest({name: value for name, value in asdict(self).items() if value is not False})[:12]
+        later = {"growing": False, "refined": False, "warmup": 0.05}  # they change no result where they are as before
+        return json_digest({name: value for name, value in asdict(self).items() if later.get(name) != value})[:12]
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Bench:
             start,
             phases,
             self._batches(cell.data, seed=cell.seed, batch=s.batch),
-            optimization=Optimization(steps=s.steps_of(added), lr=s.lr, checkpoint_every=10**9),
+            optimization=Optimization(steps=s.steps_of(added), lr=s.lr, warmup=s.warmup, checkpoint_every=10**9),
             teacher=self._teacher(cell.data),
             folder=place,
             identity=s.digest + cell.name,
@@ -242,7 +244,7 @@ class Bench:
         """AdamW, warm-up and cosine; the accuracy afterwards."""
         s = self.settings
         batches = self._batches(name, seed=seed, batch=s.down_batch if downstream else s.batch)
-        how = Optimization(steps=[steps], lr=s.down_lr if downstream else s.lr)
+        how = Optimization(steps=[steps], lr=s.down_lr if downstream else s.lr, warmup=s.warmup)
         model.to(self.device).train()
         optimizer = adamw(dict(model.named_parameters()), how.weight_decay)
         with compiled_blocks(model) if self._compile else nullcontext():

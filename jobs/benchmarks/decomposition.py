@@ -80,12 +80,12 @@ def cells(
 
 _CHANGES = {
     "phased": (
-        "growing", "refined", "lr=2", "lr=0.5", "growing+lr=2", "growing+lr=0.5", "steps=2", "growing+steps=2",
-        "growing+lr=0.5+steps=2",
+        "growing", "refined", "lr=2", "lr=0.5", "growing+lr=2", "growing+lr=0.5", "warmup=4", "growing+warmup=4",
+        "steps=2", "growing+steps=2", "growing+warmup=4+steps=2",
     ),
-    "plain": ("lr=2", "lr=0.5", "steps=2"),
+    "plain": ("lr=2", "lr=0.5", "warmup=4", "steps=2", "warmup=4+steps=2"),
     "at_once": ("lr=0.3", "lr=0.1", "steps=2"),
-    "tied": ("growing", "lr=0.5", "lr=2", "steps=2", "growing+steps=2", "growing+lr=0.5+steps=2"),
+    "tied": ("growing", "lr=0.5", "lr=2", "steps=2", "growing+warmup=4", "growing+warmup=4+steps=2"),
 }  # fmt: skip
 """What is tried beside the settings, a pretraining at a time: a claim may rest on one of them."""
 
