@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -95,8 +95,9 @@ def train_shard(
     units = Units.of(unit_of_row)
     if not plan.private:  # no other shard's rows enter, not even by their number
         plan = replace(plan, expected_units=plan.sample_rate * max(1, len(units)))
-    start = initial(method, device=labels_B.device)
-    parameters = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in start.items()}
+    parameters = {
+        name: torch.nn.Parameter(tensor.clone()) for name, tensor in initial(method, device=labels_B.device).items()
+    }
     optimizer = PrivateOptimizer(
         _optimizer(params, list(parameters.values())),
         named_parameters=parameters,
@@ -106,44 +107,94 @@ def train_shard(
     sampler = PoissonSampler(derive_key(root_key, "sampling"), sample_rate=plan.sample_rate, steps=plan.steps)
     center_D = None
     if plan.mean_releases and method.radius is not None:
-        center_D = optimizer.release_mean(
-            _unit_features(method, constants, units, max_rows, labels_B.device), radius=method.radius
-        )
+        feature_UD = _unit_features(method, constants, units, max_rows, labels_B.device)
+        center_D = optimizer.release_mean(feature_UD, radius=method.radius)
         method = method.centered(center_D)
-
-    def summed(taken: np.ndarray) -> dict[str, Tensor] | None:
-        if constants is None:
-            return None
-        return clipped_sum(
-            method,
-            constants,
-            {name: parameter.data for name, parameter in parameters.items()},
-            labels_B=labels_B,
-            units=units,
-            taken=taken,
-            loss=params.loss,
-            max_grad_norm=copies * plan.max_grad_norm if plan.private else None,
-            max_rows=max_rows,
-            dtype=dtype,
-            compile=compiled,
-        )
-
-    everyone = np.arange(len(units))
-    replay = Replay(partial(summed, everyone)) if compiled and _same_batch(plan, constants, units, labels_B) else None
+    sums = _Sums(
+        method,
+        constants,
+        parameters,
+        labels_B=labels_B,
+        units=units,
+        plan=plan,
+        loss=params.loss,
+        copies=copies,
+        max_rows=max_rows,
+        dtype=dtype,
+        compiled=compiled,
+    )
     tail = _TailMean(parameters, first=min(int(params.average_from * plan.steps), plan.steps - 1))
     for step, taken in enumerate(sampler.batches(units.ids)):
-        sums = replay() if replay is not None and len(taken) == len(units) else summed(taken)
-        if sums is not None and copies > 1:
-            sums = {name: total / copies for name, total in sums.items()}
-        optimizer.release(sums)
+        optimizer.release(sums.of(taken))
         tail.add(step)
         on_step(step + 1, plan.steps)
     optimizer.check_complete()
-    trained = unscaled(method, tail.value())
-    trained = trained if center_D is None else method.uncentered(trained, center_D)
-    tensors = download(learnt(method, trained))
-    own = download({name: tensor for name, tensor in trained.items() if name not in tensors})
+    tensors, own = _in_base(method, tail.value(), center_D)
     return Trained(tensors, time.perf_counter() - started, own)
+
+
+class _Sums:
+    """What a shard's rows contribute to a step, before noise: the clipped sum over the units that it takes."""
+
+    def __init__(
+        self,
+        method: Method,
+        constants: Constants | None,
+        parameters: Mapping[str, torch.nn.Parameter],
+        *,
+        labels_B: Tensor,
+        units: Units,
+        plan: MechanismPlan,
+        loss: str,
+        copies: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        compiled: bool,
+    ) -> None:
+        self._units, self._copies = units, copies
+        self._parameters = parameters
+        self._sum: partial[dict[str, Tensor] | None] | None = None
+        if constants is not None:
+            self._sum = partial(
+                clipped_sum,
+                method,
+                constants,
+                labels_B=labels_B,
+                units=units,
+                loss=loss,
+                max_grad_norm=copies * plan.max_grad_norm if plan.private else None,
+                max_rows=max_rows,
+                dtype=dtype,
+                compile=compiled,
+            )
+        everyone = np.arange(len(units))
+        same = compiled and _same_batch(plan, constants, units, labels_B)
+        self._replay = Replay(partial(self._plain, everyone)) if same else None
+
+    def of(self, taken: np.ndarray) -> dict[str, Tensor] | None:
+        """sum_u clip(mean over the copies of u's examples); None of no unit, and of an empty shard."""
+        replay = self._replay if len(taken) == len(self._units) else None
+        sums = self._plain(taken) if replay is None else replay()
+        if sums is None or self._copies == 1:
+            return sums
+        return {name: total / self._copies for name, total in sums.items()}
+
+    def _plain(self, taken: np.ndarray) -> dict[str, Tensor] | None:
+        """The sum over all copies, each unit's clipped at that many times the norm."""
+        if self._sum is None:
+            return None
+        return self._sum({name: parameter.data for name, parameter in self._parameters.items()}, taken=taken)
+
+
+def _in_base(
+    method: Method, trained: dict[str, Tensor], center_D: Tensor | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What was trained as the base's displacement, on the CPU; and those of the method's own parameters beside it."""
+    trained = unscaled(method, trained)
+    if center_D is not None:
+        trained = method.uncentered(trained, center_D)
+    tensors = download(learnt(method, trained))
+    return tensors, download({name: tensor for name, tensor in trained.items() if name not in tensors})
 
 
 def _unit_features(
