@@ -97,9 +97,10 @@ def _run_audit(
 
     from privshard.api import worker
     from privshard.api.methods import make_method
-    from privshard.audit.run import run_audit
+    from privshard.audit.run import check_run, run_audit
     from privshard.training.encoding import encode
 
+    check_run(setup.plan, num_canaries=number, num_shards=setup.num_shards, confidence=common["confidence"])
     base = worker.open_base(setup.base, None, digest=setup.base_digest, objects=objects)
     device = worker.pick_device(flags)
     method = make_method(setup.method, base.view.to(device), core=base.core)

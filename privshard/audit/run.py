@@ -52,11 +52,8 @@ def run_audit(
     method, constants, labels_B: what production trains with, and the canaries encoded by it. coins: the auditor's own
     randomness. Test: tests/audit/test_run.py.
     """
-    require_private(plan)
-    alpha = check_confidence(confidence)
     number = len(labels_B)
-    if number < 2 * num_shards:
-        raise InputError(f"canaries: expected at least two a shard, {2 * num_shards}, got {number}.")
+    alpha = check_run(plan, num_canaries=number, num_shards=num_shards, confidence=confidence)
     in_B = coins.integers(0, 2, number).astype(bool)
     shard_B = coins.permutation(np.arange(number) % num_shards)
     score_B = np.empty(number)
@@ -94,6 +91,15 @@ def run_audit(
         checks=(_coins_check(in_B),),
         curve=_curve(score_B, in_B, claim),
     )
+
+
+def check_run(plan: MechanismPlan, *, num_canaries: int, num_shards: int, confidence: float) -> float:
+    """1 - confidence; InputError for what `run_audit` can't attack, which is known before any canary is encoded."""
+    require_private(plan)
+    alpha = check_confidence(confidence)
+    if num_canaries < 2 * num_shards:
+        raise InputError(f"canaries: expected at least two a shard, {2 * num_shards}, got {num_canaries}.")
+    return alpha
 
 
 def _scores(

@@ -68,16 +68,23 @@ def test_progress_is_told(seeded_workspace):
     assert (news[-1].stage, news[-1].done) == ("audit", news[-1].total)
 
 
-def test_what_makes_no_sense_is_refused(seeded_workspace, make_recipe, workspace):
+def test_what_makes_no_sense_is_refused_before_anything_is_computed(
+    seeded_workspace, make_recipe, workspace, monkeypatch
+):
+    """Opening a base and running canaries through it takes minutes for an adapter of a large network."""
+    from privshard.api import worker
+
+    api.train(make_recipe(privacy={"epsilon": None}, method={"name": "head"}), workspace=workspace)
+    monkeypatch.setattr(worker, "open_base", lambda *given, **options: pytest.fail("the base was opened"))
     for options, message in (
         ({"kind": "guess"}, "expected one of step, run, removal"),
         ({"canaries": 0}, "positive number"),
         ({"confidence": 1.5}, "confidence"),
+        ({"kind": "run", "confidence": 1.5}, "confidence"),
         ({"kind": "run", "canaries": 3}, "at least two a shard"),
     ):
         with pytest.raises(InputError, match=message):
             api.audit(str(seeded_workspace), **options)
-    api.train(make_recipe(privacy={"epsilon": None}, method={"name": "head"}), workspace=workspace)
     for kind in auditing.KINDS:
         with pytest.raises(InputError, match="no claim to attack"):
             api.audit(workspace, kind=kind, canaries=8)
