@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privshard.api.cells import Cell, Cells
+from privshard.api.comparable import refuse_augmentations
 from privshard.api.recipe import Recipe
 from privshard.core.digest import json_digest
 from privshard.core.errors import InputError
@@ -259,6 +260,8 @@ def _check(recipes: Mapping[str, Recipe], *, rates: Sequence[float], seeds: int,
                 f"sweep: expected recipes on the same data, but {name} and {first[0]} differ in their data section.",
                 remedy="Sweep each data set by itself.",
             )
+    for recipe in recipes.values():
+        refuse_augmentations("sweep", recipe)
     if not rates or len(set(rates)) < len(rates) or not all(lr > 0 and math.isfinite(lr) for lr in rates):
         raise InputError(f"rates: expected different numbers above 0, got {list(rates)}.")
     if seeds < 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,12 +17,11 @@ from torch import Tensor
 from privshard.api import constants, worker
 from privshard.api.methods import make_method
 from privshard.api.recipe import Recipe
+from privshard.api.scoring import right
 from privshard.api.setup import Setup, make_setup
-from privshard.composition.curvature import Held, by_curvature
 from privshard.core.digest import content_digest
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, Method, initial
-from privshard.core.model import Combine
 from privshard.core.partition import Partition
 from privshard.data.examples import SourceRow, subject_of_image
 from privshard.data.images import image_batches
@@ -102,11 +101,6 @@ class Trial:
     @staticmethod
     def of(recipe: Recipe, rows: Rows, *, pixels: Callable[[Base], Tensor]) -> Trial:
         """Calibrate, build the method, and encode all rows. pixels: the images (B, 3, H, W) as a base takes them."""
-        if recipe.training.augmentations:
-            raise InputError(
-                f"training.augmentations: expected 0 in a sweep, got {recipe.training.augmentations}.",
-                remedy="Sweep without them; the chosen rate carries over.",
-            )
         classes = constants.classes_of(recipe, lambda: set(rows.labels))
         nominal = constants.nominal_units(recipe)
         if nominal is None:
@@ -150,10 +144,18 @@ class Trial:
             torch.cuda.synchronize(device)
         train_s = time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        logits_BC = self._logits(self._composed(components), score_B)
-        right_B = logits_BC.argmax(1) == self.labels_B[torch.from_numpy(score_B).to(device)]
-        right_B &= torch.isfinite(logits_BC).all(1)
-        return Score(float(right_B.double().mean()), len(score_B), train_s, peak)
+        flags = self.recipe.flags()
+        correct = right(
+            self.method,
+            self.constants,
+            components,
+            rule=self.recipe.compose.rule,
+            rows_B=score_B,
+            labels_B=self.labels_B,
+            max_rows=flags.micro_batch * self.method.batch_scale,
+            dtype=getattr(torch, flags.dtype),
+        )
+        return Score(correct / len(score_B), len(score_B), train_s, peak)
 
     def _shards(self, train_B: np.ndarray) -> list[tuple[int, np.ndarray]]:
         partition = Partition(_SHARDS, self.recipe.shards)
@@ -174,48 +176,6 @@ class Trial:
             max_rows=flags.micro_batch * self.method.batch_scale,
             dtype=getattr(torch, flags.dtype),
         )
-
-    def _composed(self, components: Sequence[Trained]) -> list[dict[str, Tensor]]:
-        """The displacements whose logits are averaged: one, or one a component for an ensemble."""
-        device = self.labels_B.device
-        if self.recipe.compose.rule == "ensemble":
-            return [{name: tensor.to(device) for name, tensor in part.tensors.items()} for part in components]
-        return [composed_in_memory(components, rule=self.recipe.compose.rule, device=device)]
-
-    def _logits(self, components: Sequence[dict[str, Tensor]], score_B: np.ndarray) -> Tensor:
-        """Logits (B, C) averaged over displacements."""
-        flags, device = self.recipe.flags(), self.labels_B.device
-        dtype = getattr(torch, flags.dtype)
-        step, found = flags.micro_batch * self.method.batch_scale, []
-        for start in range(0, len(score_B), step):
-            batch = take(self.constants, score_B[start : start + step], device=device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                each = [self.method.logits(batch, component).float() for component in components]
-            found.append(torch.stack(each).mean(0))
-        return torch.cat(found)
-
-
-def composed_in_memory(
-    components: Sequence[Trained], *, rule: Combine, device: torch.device | str
-) -> dict[str, Tensor]:
-    """One displacement of shards that were just trained, of equal weights."""
-    names = components[0].tensors
-    if rule != "curvature":
-        return {name: torch.stack([part.tensors[name] for part in components]).mean(0).to(device) for name in names}
-    ids = [f"{number:06d}" for number in range(len(components))]
-    found = by_curvature(
-        {
-            i: Held({name: x.numpy() for name, x in part.tensors.items()})
-            for i, part in zip(ids, components, strict=True)
-        },
-        {
-            i: Held({name: x.numpy() for name, x in part.curvature.items()})
-            for i, part in zip(ids, components, strict=True)
-        },
-        dict.fromkeys(ids, 1 / len(ids)),
-        shapes={name: tuple(tensor.shape) for name, tensor in names.items()},
-    )
-    return {name: torch.from_numpy(array).to(device) for name, array in found.items()}
 
 
 def pixels_of(rows: Rows, base: Base, *, threads: int) -> Tensor:

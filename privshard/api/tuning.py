@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from privshard.api import constants
+from privshard.api.comparable import refuse_augmentations
 from privshard.api.recipe import Recipe
 from privshard.core.errors import InputError
 from privshard.core.jobs import OnProgress, Progress
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from privshard.core.method import Constants, Method
     from privshard.core.privacy import MechanismPlan
     from privshard.data.examples import SourceRow
+    from privshard.training.shard import Trained
 
 MAX_CANDIDATES = 64
 STATEMENT = (
@@ -50,7 +52,8 @@ def tune(
     the kind is promised. grid: recipe key -> values, all combinations are tried (at most 64); None: the learning rate
     and the clipping norm under differential privacy, the ridge without. folds: 2 or more.
 
-    InputError for a key that changes more than the optimization, and for values that the recipe refuses.
+    InputError for a key that changes more than the optimization, for values that the recipe refuses, and for
+    augmentations, which are not made here.
 
     Test: tests/api/test_tuning.py.
     """
@@ -60,6 +63,7 @@ def tune(
         raise InputError(f"folds: expected 2 or more, got {folds}.")
     recipes = [recipe.with_values(values) for values in candidates]
     for each in recipes:
+        refuse_augmentations("tuning", each)
         constants.optimization(each)  # refuses before rows are read
     rows = [row for row in constants.source_rows(recipe) if row.split != "eval"]
     bench = _Bench(rows, folds)
@@ -148,24 +152,32 @@ class _Bench:
 
     def right(self, recipe: Recipe, count: Any) -> int:
         """How many rows are classified right by models that did not learn from their fold."""
+        import numpy as np
         import torch
 
-        encoded = self._encode(recipe)
+        from privshard.api import scoring
+
+        encoded, flags = self._encode(recipe), recipe.flags()
         index = {name: place for place, name in enumerate(encoded.classes)}
         labels = torch.tensor([index[row.label] for row in self._rows], device=encoded.device)
-        total = 0
-        for fold in range(self._num_folds):
-            displacement = self._composed(recipe, encoded, labels, fold, count)
-            at = torch.tensor([i for i, own in enumerate(self._fold) if own == fold], device=encoded.device)
-            held = {name: tensor[at] for name, tensor in encoded.constants.items()}
-            total += int((encoded.method.logits(held, displacement).argmax(1) == labels[at]).sum())
-        return total
+        return sum(
+            scoring.right(
+                encoded.method,
+                encoded.constants,
+                self._components(recipe, encoded, labels, fold, count),
+                rule=recipe.compose.rule,
+                rows_B=np.flatnonzero(np.array(self._fold) == fold),
+                labels_B=labels,
+                max_rows=flags.micro_batch * encoded.method.batch_scale,
+                dtype=getattr(torch, flags.dtype),
+            )
+            for fold in range(self._num_folds)
+        )
 
-    def _composed(self, recipe: Recipe, encoded: _Encoded, labels: Tensor, fold: int, count: Any) -> dict[str, Tensor]:
-        """The shards' components, learnt without one fold, as one displacement."""
+    def _components(self, recipe: Recipe, encoded: _Encoded, labels: Tensor, fold: int, count: Any) -> list[Trained]:
+        """What the shards learn without one fold."""
         import torch
 
-        from privshard.api.trial import composed_in_memory
         from privshard.core.partition import Partition
         from privshard.privacy.stream import fresh_key
         from privshard.training.shard import train_shard
@@ -191,10 +203,11 @@ class _Bench:
                 params=chosen.settled(plan, num_shards=recipe.shards),
                 root_key=fresh_key(),
                 max_rows=recipe.flags().micro_batch * encoded.method.batch_scale,
+                dtype=getattr(torch, recipe.flags().dtype),
             )
             found.append(trained)
             count()
-        return composed_in_memory(found, rule=recipe.compose.rule, device=encoded.device)
+        return found
 
     def _plan(self, recipe: Recipe, encoded: _Encoded) -> MechanismPlan:
         """The mechanism that the recipe's own training would have; fewer units take part in a fold."""
@@ -212,6 +225,8 @@ class _Bench:
         )
 
     def _encode(self, recipe: Recipe) -> _Encoded:
+        import torch
+
         from privshard.api import worker
         from privshard.api.methods import make_method
         from privshard.api.public_core import load_recipe_base
@@ -227,7 +242,14 @@ class _Bench:
             method = make_method(recipe.method_spec(), base.view.to(device), core=base.core)
             images = [row.image for row in self._rows]
             batches = image_batches(images, transform=base.transform, batch_size=flags.micro_batch)
-            found = encode(method, batches, num_rows=len(images), batch_size=flags.micro_batch, device=device)
+            found = encode(
+                method,
+                batches,
+                num_rows=len(images),
+                batch_size=flags.micro_batch,
+                device=device,
+                dtype=getattr(torch, flags.dtype),
+            )
             assert found is not None
             self._encoded[key] = _Encoded(method, found, classes, device)
         return self._encoded[key]

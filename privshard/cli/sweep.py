@@ -44,7 +44,11 @@ def sweep(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Choose learning rates on train subjects, one grid for all recipes, then score the test split once."""
+    """Compare recipes or methods: choose learning rates on train subjects, then score the test split once.
+
+    One grid of rates for all, several seeds, a table, and a file from which it continues. The choice is not private. To
+    compare other settings of one recipe, and leave the test split alone: `privshard tune`.
+    """
 
     def work(on_progress: OnProgress) -> dict[str, Any]:
         from privshard import api

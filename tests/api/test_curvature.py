@@ -17,7 +17,7 @@ from privshard.api import evaluate, export, forget, influence, predict, schemas,
 from privshard.api.composed import combined
 from privshard.api.recipe import Recipe
 from privshard.api.recipe_yaml import parse_yaml
-from privshard.api.trial import composed_in_memory
+from privshard.api.scoring import composed
 from privshard.composition.curvature import Held, by_curvature
 from privshard.core.errors import InputError, VerificationError
 from privshard.store.tensors import load_tensors, save_tensors
@@ -159,7 +159,7 @@ def test_trials_and_tuning_compose_as_a_workspace_does(curved):
         Trained(tensors=in_torch(tensors), train_s=0.0, parameters={}, curvature=in_torch(around))
         for tensors, around in files
     ]
-    found = composed_in_memory(trained, rule="curvature", device="cpu")
+    (found,) = composed(trained, rule="curvature", device="cpu")
     assert {name: tensor.numpy().tobytes() for name, tensor in found.items()} == {
         name: array.tobytes() for name, array in displacement(curved).items()
     }

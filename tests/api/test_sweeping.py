@@ -97,6 +97,10 @@ def test_what_does_not_fit_is_refused(recipes, trials, tmp_path, make_recipe):
     other = make_recipe(data={"nominal_examples": 25})
     with pytest.raises(InputError, match="on the same data, but other and head differ"):
         sweep({**recipes, "other": other}, out=out)
+    changed = make_recipe(method={"name": "head"}, training={"augmentations": 2})
+    with pytest.raises(InputError, match=r"augmentations: expected 0 in a sweep, got 2"):
+        sweep({"changed": changed}, out=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
     for wrong, message in (({"rates": (0.1, 0.1)}, "rates"), ({"seeds": 0}, "seeds"), ({"folds": 1}, "folds")):
         with pytest.raises(InputError, match=message):
             sweep(recipes, out=out, **wrong)

@@ -43,5 +43,7 @@ def test_what_is_no_optimization_is_refused(make_recipe):
         tune(make_recipe(), grid={"training.lr": [0.1] * 65})
     with pytest.raises(InputError, match=r"training\.lr: expected a number above 0"):
         tune(make_recipe(), grid={"training.lr": [-1.0]})
+    with pytest.raises(InputError, match="augmentations: expected 0 in a tuning, got 4"):
+        tune(make_recipe(), grid={"training.augmentations": [0, 4]})
     with pytest.raises(InputError, match="folds: expected 2 or more, got 1"):
         tune(make_recipe(), folds=1)
