@@ -27,7 +27,8 @@ def tune(
     """Compare settings of one recipe by cross-validation over train subjects. The choice is not private.
 
     For any setting of the optimization, before a training of that recipe: nothing is written, and rows that the data
-    mark as test are left alone. To compare recipes or methods with each other, each at its own learning rate: `privshard sweep`.
+    mark as test are left alone. To compare recipes or methods with each other, each at its own learning rate:
+    `privshard sweep`.
     """
 
     def work(on_progress: Any) -> dict[str, Any]:
