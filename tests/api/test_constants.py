@@ -100,8 +100,10 @@ def test_a_column_that_the_recipe_names_must_exist(data, make_recipe):
 
 
 def test_the_rate_follows_the_noise_by_public_constants():
-    def rate(shards=4, training=None, **privacy):
-        recipe = Recipe(shards=shards, privacy={"epsilon": 1.0, **privacy}, training=training or {})
+    def rate(shards=4, training=None, name="tangent", **privacy):
+        recipe = Recipe(
+            method={"name": name}, shards=shards, privacy={"epsilon": 1.0, **privacy}, training=training or {}
+        )
         chosen = constants.optimization(recipe)
         plan = make_plan(
             recipe.privacy_params(), sample_rate=1.0, steps=chosen.steps, nominal_units_per_shard=1617 / shards
@@ -114,7 +116,8 @@ def test_the_rate_follows_the_noise_by_public_constants():
     assert lr == pytest.approx(0.006 * 2 * (1617 / 4) / plan.noise_multiplier)
     assert rate(max_grad_norm=0.5)[0] == pytest.approx(2 * lr)  # the same steps in units of the clipping norm
     assert rate(shards=1)[0] == pytest.approx(2 * lr)  # sqrt(S) L: 4 times the rows, half the averaging
-    assert rate(shards=1, epsilon=1000.0)[0] == 1.0
+    assert rate(name="head")[0] == pytest.approx(lr)
+    assert [rate(shards=1, epsilon=1000.0, name=name)[0] for name in ("tangent", "head")] == [1.0, 10.0]
     assert rate(epsilon=None)[0] == constants.optimization(Recipe(privacy={"epsilon": None})).params.lr
     for training in ({"lr": 0.2}, {"momentum": 0.0}, {"optimizer": "adam"}):
         assert rate(training=training)[0] == training.get("lr", 0.3)
@@ -137,7 +140,8 @@ def test_many_units_take_more_and_smaller_steps_of_the_same_rows():
     assert chosen(10**9) == (300, 0.1)
     assert chosen(5_000, training={"steps": 40}) == (40, 1.0)
     assert chosen(5_000, training={"sample_rate": 0.5}) == (30, 0.5)
-    assert chosen(5_000, name="head") == (60, 1.0)
+    assert chosen(8_000, name="head") == (120, 0.25)
+    assert chosen(8_000, name="lora") == (60, 1.0)
 
 
 def test_a_training_is_planned_with_as_many_steps_as_its_units_leave_room_for():
