@@ -162,12 +162,14 @@ def _with_room(default: Optimization, recipe: Recipe, units_per_shard: float) ->
     """More and smaller steps where there are so many units that noise leaves room: as many gradients, further along.
 
     At equal epsilon and equal passes over the data, what noise adds to the components' average goes as
-    1 / (sqrt(S) L epsilon), however the passes are cut into steps; what more steps add is the way they go.
+    1 / (sqrt(S) L epsilon), however the passes are cut into steps; what more steps add is the way they go. The fewer
+    units a step sees, the more chance is in it besides the noise: the most that a rate may be falls to 1.
     """
     epsilon = recipe.privacy.epsilon or 0.0
     times = min(_MOST, max(1.0, math.sqrt(recipe.shards) * units_per_shard * epsilon / _FULL_ROOM))
     steps = round(default.steps * times)
-    return replace(default, steps=steps, sample_rate=default.steps * default.sample_rate / steps)
+    rate, most_lr = default.steps * default.sample_rate / steps, max(1.0, default.most_lr / times**2)
+    return replace(default, steps=steps, sample_rate=rate, most_lr=most_lr)
 
 
 def _is_exact(recipe: Recipe, given: Mapping[str, Any]) -> bool:

@@ -141,6 +141,9 @@ def test_many_units_take_more_and_smaller_steps_of_the_same_rows():
     assert chosen(5_000, training={"steps": 40}) == (40, 1.0)
     assert chosen(5_000, training={"sample_rate": 0.5}) == (30, 0.5)
     assert chosen(8_000, name="head") == (120, 0.25)
+    head = Recipe(method={"name": "head"}, privacy={"epsilon": 8.0}, shards=1)
+    most = [constants.optimization(head, units_per_shard=units).most_lr for units in (2_000, 4_000, 8_000)]
+    assert most == [10.0, 2.5, 1.0]
     assert chosen(8_000, name="lora") == (60, 1.0)
 
 
