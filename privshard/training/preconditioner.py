@@ -42,6 +42,9 @@ def nystrom(product: Product, *, size: int, rank: int, ridge: float, device: tor
     never correctness.
     """
     rank = min(rank, size)
+    if rank < 1:
+        empty = torch.zeros(size, 0, dtype=torch.float64, device=device)
+        return NystromPreconditioner(empty, empty[0], ridge)
     generator = torch.Generator().manual_seed(_SEED)
     probes_PR = torch.randn(size, rank, generator=generator, dtype=torch.float64).to(device)
     probes_PR = torch.linalg.qr(probes_PR).Q

@@ -136,5 +136,7 @@ def test_refusals_name_the_key(make_problem):
     options = {"labels_n": labels, "ids": sorted(IDS), "loss": "cross_entropy"}
     with pytest.raises(InputError, match=r"training\.weight_decay: expected a number above 0"):
         solve(method, constants, ridge=0.0, **options)
+    with pytest.raises(InputError, match=r"at most 3 products"):
+        solve(method, constants, ridge=1e-6, max_products=3, route="primal", **options)
     with pytest.raises(InputError, match=r"at most 8 products.*Raise training\.weight_decay"):
         solve(method, constants, ridge=1e-6, max_products=8, route="primal", **options)
