@@ -94,7 +94,11 @@ class Gift:
         return found
 
     def cluster_vectors(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Layer -> C (O, M): with x the layer's outputs, x C are M maps. Compact form: C = W phi, M = R."""
+        """Layer -> C (O, M): with x the layer's outputs, x C are M maps. Compact form: C = W phi, M = R.
+
+        PaCa form: the assignments, less the mean of each over the rows of W. They lie between 0 and 1, so that without
+        it every map would mostly be one and the same, the sum of all outputs.
+        """
         found: dict[str, Tensor] = {}
         for group in self.groups:
             mine = self.own(parameters, group)
@@ -102,7 +106,8 @@ class Gift:
                 if self.spec.generator == "compact":
                     found[layer.name] = weight_OI @ mine["phi"]
                 else:
-                    found[layer.name] = paca.clusters(mine, weight_OI, depth=self.spec.depth)
+                    assigned_OM = paca.clusters(mine, weight_OI, depth=self.spec.depth)
+                    found[layer.name] = assigned_OM - assigned_OM.mean(0)
         return found
 
     def pullback(

@@ -75,7 +75,17 @@ def test_the_paca_form_is_its_definition(depth):
     for block in view.blocks[:2]:
         residual, assigned = _paca_by_loops(mine, block.proj.weight, depth=depth)
         torch.testing.assert_close(gift.residuals(theta)[f"{block.name}.attn.proj.weight"], residual)
-        torch.testing.assert_close(gift.cluster_vectors(theta)[f"{block.name}.attn.proj"], assigned)
+        found = gift.cluster_vectors(theta)[f"{block.name}.attn.proj"]
+        torch.testing.assert_close(found, assigned - sum(assigned) / len(assigned))
+
+
+def test_what_all_outputs_of_a_layer_share_is_in_no_map_of_the_paca_form():
+    """Assignments are between 0 and 1: as they are, every map is mostly the sum of all outputs."""
+    gift = gift_on(view_vit(tiny_vit()), GiftSpec(generator="paca", rank=3, clusters=4))
+    for vectors in gift.cluster_vectors(random_tensors(gift.shapes())).values():
+        shared = torch.full((7, len(vectors)), 50.0, dtype=vectors.dtype) * torch.arange(7)[:, None]
+        assert float((shared @ vectors).abs().max()) < 1e-10 * float(shared.norm())
+        assert float(vectors.abs().max()) > 1e-3
 
 
 def test_the_cluster_vectors_of_the_compact_form_are_w_phi():
