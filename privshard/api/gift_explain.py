@@ -35,8 +35,8 @@ def explain(
     """Show what the clusters of a generator see in images, before and after training, and measure it.
 
     A cluster's map is x C: the layer's patch outputs along the cluster's vector (compact form: C = W phi; PaCa form:
-    the assignments less their mean over rows), bilinear to the image, stretched to its own range, below half of it zero.
-    Before: the generator as it was drawn, on the base; after: as it was trained, on the network that it changed.
+    the assignments less their mean over rows), bilinear to the image, stretched to its own range, below half of it
+    zero. Before: the generator as it was drawn, on the base; after: as it was trained, on the network that it changed.
 
     With masks or boxes, every map is scored by the pointing game and by the intersection over union; a map is chosen on
     half of the images and scored on the other half. Beside the trained generators (each component of a workspace
