@@ -52,7 +52,7 @@ class DetachedController:
             self._record.end("done")
         except CancelledError:
             self._record.end("cancelled")
-        except Exception as error:
+        except BaseException as error:  # a library in Rust panics with one; nobody above this thread would hear of it
             self._record.end("failed", error)
         self._over.set()
         time.sleep(_LINGER_S)  # clients that wait hear the end from us, later ones from the workspace

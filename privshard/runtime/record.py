@@ -76,7 +76,7 @@ class RunRecord:
                 self.steps_done += max(0, progress.done - (job.done if same else 0))
             job.stage, job.done, job.total = progress.stage, progress.done, progress.total
 
-    def end(self, state: State, error: Exception | None = None) -> None:
+    def end(self, state: State, error: BaseException | None = None) -> None:
         """The run is over, and everything that belongs to it is done."""
         with self._lock:
             self._state, self._ended_s = state, time.time()
@@ -125,7 +125,7 @@ class RunRecord:
             }
 
 
-def _in_words(error: Exception | None) -> dict[str, str] | None:
+def _in_words(error: BaseException | None) -> dict[str, str] | None:
     """An error as the contract's JSON has it."""
     if error is None:
         return None

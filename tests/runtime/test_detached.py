@@ -44,6 +44,19 @@ def test_it_answers_while_it_works(control):
     assert controller.wait(10)["state"] == "done"
 
 
+def test_a_panic_below_python_is_an_end_too(control):
+    """Panics of libraries in Rust are no `Exception`; a controller that missed one would be found running forever."""
+
+    class Panic(BaseException):
+        pass
+
+    def work(*, record, cancelled):
+        raise Panic("index out of bounds")
+
+    found = control(work).wait(10)
+    assert (found["state"], found["error"]["message"]) == ("failed", "index out of bounds")
+
+
 def test_it_is_cancelled_at_the_next_tick(control):
     def work(*, record, cancelled):
         while not cancelled():
