@@ -13,6 +13,14 @@ from jobs.benchmarks._decomposition_cells import Settings, mean_of
 from privshard.store.disk import write_whole
 
 Lines = Sequence[Mapping[str, Any]]
+STARTS = {
+    "free": "recomposed, all components",
+    "random": "random",
+    "every_other": "every other block",
+    "t0t1": "T₀ and T₁ alone",
+    "distilled": "distilled to this depth",
+    "scratch": "trained at this depth",
+}
 COLOURS = ("#2372b9", "#c8641a", "#3a8f5c", "#8a5fb0", "#6b7280", "#b03a5b")
 
 
@@ -144,7 +152,9 @@ def _draw_components(lines: Lines, settings: Settings) -> Any:
     axes.set_xticks(np.cumsum(settings.added).tolist())
     axes.set_xlabel("components")
     axes.set_ylabel(f"held-out accuracy, {data}")
-    return _finished(figure, axes)
+    axes.legend(frameon=False, fontsize=8)
+    _cleared(axes)
+    return figure
 
 
 def _draw_downstream(lines: Lines, settings: Settings) -> Any:
@@ -155,10 +165,10 @@ def _draw_downstream(lines: Lines, settings: Settings) -> Any:
     if not targets:
         return None
     full = int(sum(settings.added))
-    figure = Figure(figsize=(4.8 * len(targets), 3.9), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(targets), 4.2), layout="constrained")
     for axes, target in zip(figure.subplots(1, len(targets), squeeze=False)[0], targets, strict=True):
-        starts = (("free", full), ("random", 0), ("every_other", 0), ("t0t1", 2), ("distilled", 0), ("scratch", 0))
-        for (start, count), colour in zip(starts, COLOURS, strict=True):
+        for start, colour in zip(STARTS, COLOURS, strict=True):
+            count = {"free": full, "t0t1": 2}.get(start, 0)
             points = {
                 depth: [line["accuracy"] for line in lines if _at(line, target, start, depth, count)]
                 for depth in settings.depths
@@ -168,21 +178,24 @@ def _draw_downstream(lines: Lines, settings: Settings) -> Any:
                 means = [mean_of(values) for values in points.values()]
                 low, high = ([edge(values) for values in points.values()] for edge in (min, max))
                 axes.fill_between(list(points), low, high, color=colour, alpha=0.15, linewidth=0)
-                axes.plot(list(points), means, color=colour, marker="o", markersize=4, label=start.replace("_", " "))
+                axes.plot(list(points), means, color=colour, marker="o", markersize=4, label=STARTS[start])
         axes.set_title(target.replace("_", " "), loc="left", fontsize=10)
         axes.set_xlabel("depth")
         axes.set_ylabel("held-out accuracy")
         axes.set_xticks(settings.depths)
-        _finished(figure, axes)
+        _cleared(axes)
+    named = {text: line for axes in figure.axes for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8,
+        title="start; the band is from the lowest seed to the highest", title_fontsize=8,
+    )  # fmt: skip
     return figure
 
 
-def _finished(figure: Any, axes: Any) -> Any:
+def _cleared(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dce1e6", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def _is(line: Mapping[str, Any], start: str, settings: Settings) -> bool:
