@@ -16,7 +16,7 @@ def test_both_panels_share_one_legend_below_them():
         for (place, start), target, depth in product(enumerate(STARTS), ("a", "b"), settings.depths)
     ]  # fmt: skip
     figure = _draw_downstream(lines, settings)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(STARTS.values())
     assert all(axes.get_legend() is None for axes in figure.axes)
