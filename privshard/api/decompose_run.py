@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from privshard.api.decompose_recipe import DecomposeRecipe
-from privshard.core.errors import InputError, VerificationError
+from privshard.core.errors import InputError, PrivshardError, VerificationError
 from privshard.core.jobs import OnProgress, ShardFailure
 from privshard.store.disk import make_folder, write_whole
-from privshard.store.lock import hold
+from privshard.store.lock import LOCK_NAME, hold
 
 _RECIPE, _RESULT = "recipe.yaml", "result.json"
 
@@ -20,7 +22,8 @@ def decompose(recipe: DecomposeRecipe, *, workspace: str, on_progress: OnProgres
     """Learn components, or fit them to given weights, and write them to the folder `workspace`.
 
     What it makes is a base: public knowledge, without any guarantee of privacy. The same recipe on the same folder
-    resumes, or returns what is there; another recipe is refused. Returns the contract's `decompose` object.
+    resumes, or returns what is there; another recipe is refused. What fails before anything was learnt leaves nothing
+    behind, so that a corrected recipe may be tried in the same folder. Returns the contract's `decompose` object.
     """
     if "://" in workspace:
         raise InputError(
@@ -28,11 +31,17 @@ def decompose(recipe: DecomposeRecipe, *, workspace: str, on_progress: OnProgres
             remedy="Use a local or mounted disk; components are small.",
         )
     started, folder = time.perf_counter(), Path(workspace).absolute()
+    _check_owner(folder, recipe)
     make_folder(folder)
     with hold(folder):
         _check_owner(folder, recipe)
-        if not (folder / _RESULT).exists():
-            found = _run(recipe, folder, on_progress or (lambda _: None))
+        if not _is_done(folder):
+            write_whole(folder / _RECIPE, recipe.to_yaml().encode())
+            try:
+                found = _run(recipe, folder, on_progress or (lambda _: None))
+            except PrivshardError:
+                _take_back(folder)
+                raise
             write_whole(folder / _RESULT, json.dumps(_report(recipe, folder, found), sort_keys=True).encode())
         result = json.loads((folder / _RESULT).read_text())
     return {**result, "timing_s": {**result["timing_s"], "total": time.perf_counter() - started}}
@@ -62,22 +71,41 @@ def _run(recipe: DecomposeRecipe, folder: Path, on_progress: OnProgress) -> dict
 
 def _check_owner(folder: Path, recipe: DecomposeRecipe) -> None:
     """A folder belongs to the recipe that it was begun with."""
-    path = folder / _RECIPE
-    if not path.exists():
-        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
+    path, held = folder / _RECIPE, None
+    with suppress(InputError):  # a recipe of something else
+        held = DecomposeRecipe.load(path)
+    if held is None:
+        entries = folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []
+        strangers = sorted(entry.name for entry in entries if entry.name != LOCK_NAME)
         if strangers:
             raise InputError(
                 f"workspace: expected an empty folder or a decomposition, got {folder} with {strangers[0]} in it.",
                 remedy="Name another folder with --workspace.",
             )
-        write_whole(path, recipe.to_yaml().encode())
-        return
-    held = DecomposeRecipe.load(path)
-    if held.digest != recipe.digest:
+    elif held.digest != recipe.digest:
         raise InputError(
             f"Workspace {folder} belongs to another recipe.",
             remedy=f"Decompose into another folder with --workspace, or use {path}.",
         )
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether the result is there, and the very file that it tells of."""
+    from privshard.decomposition.files import FILE_NAME, open_decomposition
+
+    with suppress(FileNotFoundError, InputError), open_decomposition(folder / FILE_NAME) as found:
+        return found.digest == json.loads((folder / _RESULT).read_text())["digest"]
+    return False
+
+
+def _take_back(folder: Path) -> None:
+    """Undo a beginning: a folder belongs to nobody, and is gone, while nothing has been learnt."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    if {entry.name for entry in folder.iterdir()} <= {_RECIPE, LOCK_NAME}:
+        (folder / _RECIPE).unlink()
+        (folder / LOCK_NAME).unlink()  # last: until then nobody else gets the folder
+        with suppress(OSError):  # not empty: somebody has begun to use it anew
+            folder.rmdir()
 
 
 def _report(recipe: DecomposeRecipe, folder: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from privshard.data.examples import SourceRow
     from privshard.decomposition.files import Decomposition
+    from privshard.decomposition.menu import Size
 
 MODES = ("free", "tied")
 COSTS = {"latency": "latency_ms", "parameters": "parameters", "memory": "memory_bytes"}
@@ -40,7 +41,7 @@ def recompose(
     `base.weights` alone makes it a base; tied writes the components with fixed coefficients, for
     `privshard.decomposition.tied.load_tied`. The source is checked against its digest before anything is published.
     """
-    from privshard.decomposition.files import open_decomposition
+    from privshard.decomposition.files import FILE_NAME, open_decomposition
     from privshard.decomposition.recompose import write_free, write_tied
     from privshard.models.architecture import content_digest
 
@@ -50,6 +51,11 @@ def recompose(
     place, path = Path(workspace), Path(out)
     if not path.parent.is_dir() or path.is_dir():
         raise InputError(f"out: expected a file in a folder that exists, got {out}.", remedy="Create the folder first.")
+    if path.exists() and any(path.samefile(own) for own in (place, place / FILE_NAME) if own.exists()):
+        raise InputError(
+            f"out: expected another file than the decomposition itself, got {out}.",
+            remedy="It would be lost, and with it every other size.",
+        )
     with open_decomposition(place) as whole, ThreadPoolExecutor(1) as beside:
         cut = whole.first(components, [depth] if isinstance(depth, int) else depth)
         found = beside.submit(content_digest, whole.tensors(), whole.description())
@@ -125,9 +131,11 @@ def sizes(
 ) -> dict[str, Any]:
     """Recomposed models that fit a device, measured here, and those among them that are worth their cost.
 
-    data: a Parquet file whose labels are the model's classes; accuracy is measured on its `split` rows (eval, train or
-    all), as recomposed, without further training. depths, components: which to try; None tries all depths to the
-    decomposition's own, and the components after each phase. by: the cost of the frontier. Latency is of one image.
+    data: a Parquet file whose labels are the model's classes, or "embedded" for the digits of the example; accuracy is
+    measured on its `split` rows (eval, train or all), as recomposed, without further training. Rows that name no split
+    are held out as `decompose` does. depths, components: which to try; None tries all depths to the decomposition's
+    own, and the components after each phase. by: the cost of the frontier. Latency is of one image; it and memory are
+    measured once a depth, since components change weights alone.
     """
     from privshard.api.worker import pick_device
     from privshard.core.execution import ExecutionFlags
@@ -138,20 +146,22 @@ def sizes(
         raise InputError(f"by: expected one of {', '.join(COSTS)}, got {by!r}.")
     if split not in ("eval", "train", "all"):
         raise InputError(f"split: expected eval, train or all, got {split!r}.")
+    memory = None if max_memory_mb is None else round(max_memory_mb * 2**20)
+    budget = Budget(max_parameters, max_latency_ms, memory)
     tell = on_progress or (lambda _: None)
     where = pick_device(ExecutionFlags(device=device))
     with open_decomposition(Path(workspace), check=True) as whole:
         if len(whole.stacks) != 1:
             raise InputError("sizes: expected a model of one stack, got a hierarchical one.", remedy="Recompose it.")
         deepest = whole.stacks[0].depth
-        wanted = list(product(depths or range(1, deepest + 1), components or whole.counts))
+        wanted = dict.fromkeys(product(depths or range(1, deepest + 1), components or whole.counts))
+        cuts = [whole.first(count, [depth]) for depth, count in wanted]
         rows = None if data is None else _rows(data, split, whole)
-        found = []
-        for place, (depth, count) in enumerate(wanted):
-            found.append(_measure(whole.first(count, [depth]), rows, device=where, batch_size=batch_size))
-            tell(Progress("sizes", None, "measure", place + 1, len(wanted)))
-    memory = None if max_memory_mb is None else round(max_memory_mb * 2**20)
-    budget = Budget(max_parameters, max_latency_ms, memory)
+        found: list[Size] = []
+        costs: dict[int, tuple[float, int]] = {}
+        for cut in cuts:
+            found.append(_measure(cut, rows, costs, device=where, batch_size=batch_size))
+            tell(Progress("sizes", None, "measure", len(found), len(cuts)))
     menu = with_frontier(found, budget=budget, cost=COSTS[by])  # pyright: ignore[reportArgumentType]
     report: dict[str, Any] = {
         "workspace": str(workspace),
@@ -160,7 +170,7 @@ def sizes(
         "by": COSTS[by],
         "data": None if rows is None else {"path": str(data), "split": split, "num_rows": len(rows[1])},
         "sizes": [size.to_json() for size in menu],
-        "note": MENU_NOTE,
+        "note": MENU_NOTE if rows is None else f"{ACCURACY_NOTE} {MENU_NOTE}",
     }
     if html is not None:
         from privshard.report.html import write_page
@@ -174,7 +184,12 @@ def sizes(
 def _model(model: str, weights: str, args: Mapping[str, Any]) -> tuple[nn.Module, str]:
     from privshard.models.build import build_model, load_weights, model_of_file
 
-    if model.endswith(".safetensors") or Path(model).is_file():
+    if model.endswith(".safetensors") or Path(model).exists():
+        if args or weights != "pretrained":
+            raise InputError(
+                f"model: expected a timm model's name beside weights or arguments of their own, got the file {model}.",
+                remedy="Leave them out: the file names its model and holds its weights.",
+            )
         built, architecture = model_of_file(Path(model))
         return built, architecture.model
     built = build_model(model, args, pretrained=weights == "pretrained")
@@ -196,12 +211,14 @@ def _heads(model: nn.Module) -> dict[str, int]:
 
 def _rows(data: str, split: str, whole: Decomposition) -> tuple[list[SourceRow], list[int]]:
     """The rows to measure accuracy on, with the places of their labels among the model's classes."""
+    from privshard.data.example import example_rows
+    from privshard.data.pixels import is_held_out
     from privshard.data.reader import read_rows
-    from privshard.data.schema import Columns
 
     classes = whole.architecture.classes or [str(place) for place in range(whole.architecture.num_classes)]
     position = {name: place for place, name in enumerate(classes)}
-    rows = [row for row in read_rows(data, columns=Columns()) if split == "all" or (row.split or "eval") == split]
+    every = example_rows() if data == "embedded" else read_rows(data)
+    rows = [row for row in every if split == "all" or is_held_out(row) == (split == "eval")]
     unknown = sorted({row.label for row in rows} - position.keys())
     if unknown or not rows:
         got = f"{', '.join(unknown[:3])} besides" if unknown else "no row"
@@ -210,9 +227,14 @@ def _rows(data: str, split: str, whole: Decomposition) -> tuple[list[SourceRow],
 
 
 def _measure(
-    cut: Decomposition, rows: tuple[list[SourceRow], list[int]] | None, *, device: str, batch_size: int
-) -> Any:
-    """One size: built, timed, weighed and scored."""
+    cut: Decomposition,
+    rows: tuple[list[SourceRow], list[int]] | None,
+    costs: dict[int, tuple[float, int]],
+    *,
+    device: str,
+    batch_size: int,
+) -> Size:
+    """One size: built, timed, weighed and scored. costs: latency and memory of the depths that were measured."""
     import torch
 
     from privshard.decomposition import measure
@@ -226,16 +248,19 @@ def _measure(
     model.eval().requires_grad_(False).to(device)
     transform = {**transform_of(model), **(architecture.transform or {})}
     image = torch.zeros(1, *transform["input_size"], device=device)
-    accuracy = None
+    depth, accuracy = cut.stacks[0].depth, None
+    if depth not in costs:
+        costs[depth] = measure.latency_ms(model, image), measure.memory_bytes(model, image)
+    latency, memory = costs[depth]
     if rows is not None:
         accuracy = measure.accuracy(model, _batches(rows, transform, device=device, batch_size=batch_size))
     return Size(
-        depths=tuple(stack.depth for stack in cut.stacks),
+        depths=(depth,),
         components=cut.num_components,
         parameters=num_parameters(cut),
         stored=sum(array.size for array in cut.tensors().values()),
-        latency_ms=measure.latency_ms(model, image),
-        memory_bytes=measure.memory_bytes(model, image),
+        latency_ms=latency,
+        memory_bytes=memory,
         accuracy=accuracy,
     )
 
@@ -268,7 +293,7 @@ NOTE = (
     "R² of a straight line through the first principal component of the blocks' weights, over depth. Blocks in random "
     "order have 1/(L-1) on average; with two blocks it says nothing."
 )
-MENU_NOTE = (
-    "Accuracies are of the models as recomposed, without further training; train them (or shards on them) before use. "
-    "Times and memory were measured on this machine, for one image."
+MENU_NOTE = "Times and memory were measured on this machine, for one image, once a depth."
+ACCURACY_NOTE = (
+    "Accuracies are of the models as recomposed, without further training; train them (or shards on them) before use."
 )

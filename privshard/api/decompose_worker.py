@@ -100,10 +100,9 @@ def _train(
     """Components learnt in phases."""
     sketch = build_model(recipe.model.name, recipe.model.args, num_classes=2, seed=recipe.seed)
     _check_components(recipe, sketch)
-    transform = transform_of(sketch)
+    transform, device = transform_of(sketch), pick_device(job.flags)
     pixels = _pixels(recipe, job, folder, transform, on_progress)
     model = build_model(recipe.model.name, recipe.model.args, num_classes=len(pixels.classes), seed=recipe.seed)
-    device = pick_device(job.flags)
     architecture = _architecture(recipe, model, classes=pixels.classes)
     start = random_start(_state(model), architecture, basis=recipe.to_basis())
     start = _with_facts(start, _facts(recipe, data_digest=pixels.digest, stated=recipe.data.public))

@@ -14,17 +14,20 @@ from privshard.core.errors import InputError
 
 REMEDY = "Correct the recipe, or override it with --set KEY=VALUE."
 _MAX_SHOWN = 60
+_MAX_PROBLEMS = 5
 
 
 def input_error(error: ValidationError, *, model: type[BaseModel], prefix: str = "") -> InputError:
     """The InputError for everything that `model` found wrong.
 
-    What was expected is the description of the field. A validator that raises an InputError is quoted as it is.
+    The first few problems are told, and how many more there are. What was expected is the description of the field. A
+    validator that raises an InputError is quoted as it is.
     `prefix` is the dotted key under which `model` sits in the recipe.
     """
+    found = error.errors(include_url=False)
     problems: dict[str, str] = {}
     hints: dict[str, None] = {}
-    for item in error.errors(include_url=False):
+    for item in found[:_MAX_PROBLEMS]:
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, InputError):
             problems.setdefault(cause.message, cause.message)
@@ -43,6 +46,8 @@ def input_error(error: ValidationError, *, model: type[BaseModel], prefix: str =
         else:
             expected = _expected(holder, str(leaf))
             problems.setdefault(dotted, f"{dotted}: expected {expected}, got {shown(item['input'])}.")
+    if len(found) > _MAX_PROBLEMS:
+        problems[""] = f"And {len(found) - _MAX_PROBLEMS} more."
     return InputError(" ".join(problems.values()), remedy=" ".join(hints) or REMEDY)
 
 

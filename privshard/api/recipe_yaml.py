@@ -78,8 +78,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return anchored(values, path.parent)
 
 
-def override(values: Mapping[str, Any], assignment: str) -> dict[str, Any]:
-    """`values` with one `a.b=value` applied; the value is read as YAML.
+def override(values: Mapping[str, Any], assignment: str, *, option: str = "--set") -> dict[str, Any]:
+    """`values` with one `a.b=value` applied; the value is read as YAML. option: what messages call its origin.
 
     >>> override({"privacy": {"delta": 1e-6}}, "privacy.epsilon=3")
     {'privacy': {'delta': 1e-06, 'epsilon': 3}}
@@ -87,10 +87,8 @@ def override(values: Mapping[str, Any], assignment: str) -> dict[str, Any]:
     key, equals, text = assignment.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not equals or not all(names):
-        raise InputError(
-            f"--set: expected KEY=VALUE, got {assignment!r}.", remedy="Write it as in --set privacy.epsilon=3."
-        )
-    return _assigned(values, names, parse_yaml(text, source=f"--set {key.strip()}"), assignment)
+        raise InputError(f"{option}: expected KEY=VALUE, got {assignment!r}.", remedy=f"Write it as in {option} key=3.")
+    return _assigned(values, names, parse_yaml(text, source=f"{option} {key.strip()}"), assignment)
 
 
 def anchored(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def analyse(
 def sizes(
     decomposition: _Decomposition,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="FILE", help="Parquet file to measure accuracy on.")
+        str | None,
+        typer.Option("--data", metavar="FILE", help="Parquet file to measure accuracy on; embedded: the digits."),
     ] = None,
     rows: Annotated[Rows, typer.Option("--rows", help="Which of its rows.")] = Rows.eval,
     depths: Annotated[
@@ -183,5 +184,5 @@ def _arguments(given: Sequence[str]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for assignment in given:
-        found = override(found, assignment)
+        found = override(found, assignment, option="--arg")
     return found

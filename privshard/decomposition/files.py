@@ -113,11 +113,12 @@ def open_decomposition(place: Path, *, check: bool = False) -> Iterator[Decompos
     check: also compare the digest, which reads everything. Raises InputError for any other file.
     """
     path = place / FILE_NAME if place.is_dir() else place
-    if place.is_dir() and not path.exists():
+    if not path.exists():
         raise InputError(
-            f"Expected a finished decomposition in {place}, found none.", remedy="Run `privshard decompose` to its end."
+            f"Expected a finished decomposition at {place}, found none.",
+            remedy="Correct the path, or run `privshard decompose` to its end.",
         )
-    header = read_header(path)
+    header = read_header(path, key="decomposition")
     if header is None or header.get("kind") != _KIND:
         raise InputError(
             f"Expected a decomposition, got {'a plain file' if header is None else 'a ' + str(header.get('kind'))}: "

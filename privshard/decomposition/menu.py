@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from privshard.core.errors import InputError
+
 Cost = Literal["parameters", "latency_ms", "memory_bytes"]
 
 
@@ -16,6 +18,11 @@ class Budget:
     parameters: int | None = None
     latency_ms: float | None = None
     memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit is not None and not limit > 0:
+                raise InputError(f"budget: expected {name} above 0, got {limit}.", remedy="Leave it out for no limit.")
 
     def holds(self, size: Size) -> bool:
         """Whether a model fits."""

@@ -52,21 +52,23 @@ def model_header(architecture: Architecture, digest: str) -> dict[str, str]:
     return {"format": "pt", HEADER: json.dumps(header, sort_keys=True)}
 
 
-def read_architecture(path: Path, *, required: bool = True) -> tuple[Architecture, str] | None:
+def read_architecture(
+    path: Path, *, required: bool = True, key: str = "base.weights", remedy: str = _REMEDY
+) -> tuple[Architecture, str] | None:
     """What a model file says it is, and the digest that it gives its content; None where it says nothing.
 
     Reads the header alone. Raises InputError where there is none although it is `required`, and where the file holds
-    something else than a plain model.
+    something else than a plain model. key, remedy: what the caller calls the file, and how else to give a model.
     """
-    header = None if not (required or path.is_file()) else read_header(path)
+    header = read_header(path, key=key) if required or path.is_file() else None
     if header is None and not required:
         return None
     kind = None if header is None else header.get("kind")
     if header is None or kind != "model":
         what = "weights without it" if header is None else f"a {kind}"
         raise InputError(
-            f"base.weights: expected a file whose header names its architecture, got {what} in {path}.",
-            remedy=_REMEDY if kind != "decomposition" else f"Recompose it first: privshard recompose {path} --out FILE",
+            f"{key}: expected a file whose header names its architecture, got {what} in {path}.",
+            remedy=remedy if kind != "decomposition" else f"Recompose it first: privshard recompose {path} --out FILE",
         )
     try:
         return Architecture.from_json(header["architecture"]), str(header["digest"])
@@ -74,8 +76,8 @@ def read_architecture(path: Path, *, required: bool = True) -> tuple[Architectur
         raise _lies(path, f"unreadable ({error})") from None
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
-    """The header of a safetensors file as it stands; None where it has none of ours."""
+def read_header(path: Path, *, key: str = "base.weights") -> dict[str, Any] | None:
+    """The header of a safetensors file as it stands; None where it has none of ours. key: what messages call it."""
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -84,10 +86,11 @@ def read_header(path: Path) -> dict[str, Any] | None:
         return None if text is None else json.loads(text)
     except OSError as error:
         raise InputError(
-            f"base.weights: expected a safetensors file, found nothing readable at {path} ({error.strerror})."
+            f"{key}: expected a safetensors file, found nothing readable at {path} ({error.strerror}).",
+            remedy="Correct the path; of a decomposition's folder, `privshard recompose` makes such a file.",
         ) from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"base.weights: {path} is not a whole safetensors file: {error}.") from None
+        raise InputError(f"{key}: {path} is not a whole safetensors file: {error}.") from None
 
 
 def content_digest(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> str:

@@ -43,15 +43,15 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=pretrained, **given)
-    except (TypeError, AssertionError) as error:
+    except Exception as error:  # timm checks few arguments: what a wrong one raises is whatever breaks first
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise InputError(
+                f"{key}.weights: timm could not load pretrained weights for {name}: {str(error).rstrip('.')}.",
+                remedy="Check the network, or give a local safetensors file.",
+            ) from error
         raise InputError(
-            f"{key}.args: timm's {name} does not accept {dict(args)}: {error}.",
+            f"{key}.args: timm's {name} does not accept {dict(args)}: {str(error).rstrip('.')}.",
             remedy="Use arguments that timm.create_model takes for this model.",
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{key}.weights: timm could not load pretrained weights for {name}: {error}.",
-            remedy="Check the network, or give a local safetensors file.",
         ) from error
 
 
@@ -93,7 +93,8 @@ def num_classes_in(path: Path, model: nn.Module) -> int | None:
 
 def model_of_file(path: Path) -> tuple[nn.Module, Architecture]:
     """The plain model in a file whose header names its architecture, checked against its digest, and that header."""
-    found = read_architecture(path)
+    remedy = "Name the model, and give plain weights beside it: privshard analyse MODEL --weights FILE"
+    found = read_architecture(path, key="model", remedy=remedy)
     assert found is not None
     architecture, digest = found
     model = build_model(architecture.model, architecture.args, num_classes=architecture.num_classes)

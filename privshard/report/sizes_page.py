@@ -32,7 +32,9 @@ def sizes_page(report: Mapping[str, Any]) -> str:
         report=report,
         plot=Markup(frontier_plot(sizes, by=report["by"], limit=report["budget"][report["by"]])) if measured else None,
         budget=[
-            (name.replace("_", " "), f"{value:g}") for name, value in report["budget"].items() if value is not None
+            (_COSTS[name][0], plain(value / _COSTS[name][1]))
+            for name, value in report["budget"].items()
+            if value is not None
         ],
         rows=[_row(size) for size in sizes],
     )

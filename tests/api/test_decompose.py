@@ -224,3 +224,31 @@ def test_the_same_on_ray(public, tmp_path):
     )
     assert there["digest"] == here["digest"]
     assert json.loads((tmp_path / "there" / "result.json").read_text())["digest"] == here["digest"]
+
+
+def test_what_fails_before_anything_is_learnt_leaves_nothing(public, tmp_path):
+    place = tmp_path / "d"
+    for wrong in ({"components": [1, 3]}, {"model": {"args": {"patch_size": 0}}}, {"data": {"classes": 3}}):
+        with pytest.raises(InputError):
+            decompose(recipe(public, **wrong), workspace=str(place))
+        assert not place.exists()
+    assert decompose(recipe(public), workspace=str(place))["components"] == 3
+
+
+def test_what_is_not_ours_stays_as_it_was(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("shards: 4\n")
+    with pytest.raises(
+        InputError, match=r"expected an empty folder or a decomposition, got .* with recipe\.yaml in it"
+    ):
+        decompose(recipe(), workspace=str(tmp_path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_lost_or_replaced_file_is_made_again(public, tmp_path):
+    made = decompose(recipe(public), workspace=str(tmp_path / "d"))
+    path = tmp_path / "d" / "decomposition.safetensors"
+    content = path.read_bytes()
+    for spoil in (path.unlink, lambda: weights_file(path)):
+        spoil()
+        assert decompose(recipe(public), workspace=str(tmp_path / "d"))["digest"] == made["digest"]
+        assert path.read_bytes() == content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jsonschema
 import pytest
 import torch
@@ -76,6 +78,31 @@ def test_what_cannot_be_recomposed_is_refused(place, tmp_path, given, message):
     assert not (tmp_path / "m.safetensors").exists()
 
 
+@pytest.mark.parametrize("mode", ["free", "tied"])
+def test_a_decomposition_is_not_overwritten_by_a_model_of_it(place, tmp_path, mode):
+    before = open(place, "rb").read()  # noqa: SIM115
+    (tmp_path / "link").symlink_to(place)
+    for out in (place, str(tmp_path / "link")):
+        with pytest.raises(InputError, match="expected another file than the decomposition itself"):
+            recompose(place, out=out, mode=mode)
+    (tmp_path / "decomposition.safetensors").write_bytes(before)
+    with pytest.raises(InputError, match="expected another file"):
+        recompose(str(tmp_path), out=str(tmp_path / "decomposition.safetensors"), mode=mode)
+    assert open(place, "rb").read() == before  # noqa: SIM115
+
+
+def test_a_path_that_is_none_is_called_by_its_own_name(tmp_path):
+    absent = str(tmp_path / "absent")
+    for use in (sizes, lambda path: recompose(path, out=str(tmp_path / "m.safetensors"))):
+        with pytest.raises(InputError, match=r"Expected a finished decomposition at .*absent"):
+            use(absent)
+    with pytest.raises(InputError, match=r"^model: expected a safetensors file"):
+        analyse(f"{absent}.safetensors")
+    with pytest.raises(InputError, match=r"^model: .*Is a directory") as caught:
+        analyse(str(tmp_path))
+    assert "privshard recompose" in str(caught.value.remedy)
+
+
 def test_a_damaged_decomposition_gives_no_model(place, tmp_path):
     data = bytearray(open(place, "rb").read())  # noqa: SIM115
     data[-1] ^= 1
@@ -95,6 +122,12 @@ def test_analysis_of_a_name_a_file_and_a_recomposed_model(place, tmp_path):
     filed = analyse(str(tmp_path / "m.safetensors"))
     assert filed["stacks"][0]["r2"] == pytest.approx(named["stacks"][0]["r2"], abs=1e-4)
     assert analyse(VIT.model, weights="random", args=args)["stacks"][0]["depth"] == 6
+    for beside in ({"weights": "random"}, {"args": {"depth": 3}}):
+        with pytest.raises(InputError, match="expected a timm model's name beside weights or arguments"):
+            analyse(str(tmp_path / "m.safetensors"), **beside)
+    with pytest.raises(InputError, match="weights without it") as caught:
+        analyse(str(tmp_path / "w.safetensors"))
+    assert "--weights FILE" in str(caught.value.remedy)
 
 
 def test_analysis_takes_a_swin_by_stages_and_refuses_what_has_no_stack():
@@ -153,11 +186,34 @@ def test_the_menus_accuracy_is_the_recomposed_models(place, letters, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"by": "beauty"}, "by: expected one of latency"), ({"split": "some"}, "split: expected eval, train or all")],
+    [
+        ({"by": "beauty"}, "by: expected one of latency"),
+        ({"split": "some"}, "split: expected eval, train or all"),
+        ({"max_latency_ms": -1.0}, "budget: expected latency_ms above 0, got -1"),
+        ({"max_memory_mb": 0.0}, "budget: expected memory_bytes above 0, got 0"),
+    ],
 )
 def test_menus_that_make_no_sense(place, given, message):
     with pytest.raises(InputError, match=message):
         sizes(place, **given)
+
+
+def test_sizes_of_one_depth_cost_the_same(place):
+    found = sizes(place, depths=[2, 3, 2], components=[1, 2, 1])["sizes"]
+    assert [(size["depths"], size["components"]) for size in found] == [([2], 1), ([2], 2), ([3], 1), ([3], 2)]
+    assert [size["latency_ms"] for size in found[::2]] == [size["latency_ms"] for size in found[1::2]]
+
+
+def test_rows_without_a_split_are_held_out_as_in_training(tmp_path):
+    from privshard.api.decompose_use import _rows
+    from privshard.data.example import example_rows
+    from privshard.data.pixels import is_held_out
+
+    whole = replace(decomposition(), architecture=replace(VIT, num_classes=10, classes=tuple("0123456789")))
+    held_out = [row.image for row in example_rows() if is_held_out(row)]
+    assert [row.image for row in _rows("embedded", "eval", whole)[0]] == held_out
+    assert 0.05 < len(held_out) / 1797 < 0.15
+    assert len(_rows("embedded", "train", whole)[0]) == 1797 - len(held_out)
 
 
 def test_rows_of_other_classes_are_refused(place, tmp_path):

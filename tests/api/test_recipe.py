@@ -234,3 +234,9 @@ def test_recipes_load_without_the_heavy_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_of_something_else_gets_a_short_answer():
+    with pytest.raises(InputError, match=r"And 4 more\. Known here") as caught:
+        Recipe(**{f"key{number}": 1 for number in range(9)})
+    assert caught.value.message.count("unknown key") == 5

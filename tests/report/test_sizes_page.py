@@ -24,7 +24,7 @@ def test_the_table_has_every_size_with_its_verdict():
     assert page.count("<svg") == 1
     assert [page.count(f">{word}<") for word in ("on the frontier", "fits", "over budget")] == [1, 1, 1]
     assert "<td>2</td><td>2.00</td><td>1.00</td><td>3.50</td><td>8.00</td><td>87.5 %</td>" in page
-    assert "Budget: latency ms" in page
+    assert "<dt>Budget: latency of one image, ms</dt><dd>4.00</dd>" in page
     assert "depth 4" in page
 
 
