@@ -12,7 +12,7 @@ from typing import Any
 from privshard.api.decompose_recipe import DecomposeRecipe
 from privshard.core.errors import InputError, PrivshardError, VerificationError
 from privshard.core.jobs import OnProgress, ShardFailure
-from privshard.store.disk import make_folder, write_whole
+from privshard.store.disk import explain, make_folder, write_whole
 from privshard.store.lock import LOCK_NAME, hold
 
 _RECIPE, _RESULT = "recipe.yaml", "result.json"
@@ -32,7 +32,10 @@ def decompose(recipe: DecomposeRecipe, *, workspace: str, on_progress: OnProgres
         )
     started, folder = time.perf_counter(), Path(workspace).absolute()
     _check_owner(folder, recipe)
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise explain(error, folder) from error
     with hold(folder):
         _check_owner(folder, recipe)
         if not _is_done(folder):

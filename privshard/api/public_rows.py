@@ -14,7 +14,7 @@ def subject_column(path: str, *, named: str, stated: bool, section: str) -> str:
     """
     from privshard.data.reader import column_names
 
-    there = column_names(path) & {SUBJECT, named}
+    there = column_names(path, key=f"{section}.path") & {SUBJECT, named}
     if len(there) > 1 and not stated:
         say = {"data": "data.public", "public": "public.stated_public"}[section]
         raise InputError(

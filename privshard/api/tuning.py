@@ -44,7 +44,8 @@ def tune(
     """Compare settings of `recipe` by cross-validation over train subjects; nothing is written.
 
     Every fold's subjects are scored by the composition of shards that learnt from the other folds' subjects, with the
-    recipe's number of shards, noise and everything else. Folds and shards are keyed hashes of subjects under new keys.
+    recipe's number of shards, noise and everything else. Subjects are dealt to the folds at random, to each as many (or
+    one more); shards are keyed hashes of subjects under a new key.
     Rows that the data mark as held out are never read beyond their mark; where the data mark none, all rows take part,
     also the tenth of the subjects that a workspace would hold out, whose metrics then are no longer untouched.
 
@@ -67,6 +68,7 @@ def tune(
         constants.optimization(each)  # refuses before rows are read
     rows = [row for row in constants.source_rows(recipe) if row.split != "eval"]
     bench = _Bench(rows, folds)
+    num = len(bench)
     done, total = 0, len(recipes) * folds * recipe.shards
 
     def count() -> None:
@@ -77,13 +79,13 @@ def tune(
     found = []
     for values, each in zip(candidates, recipes, strict=True):
         right = bench.right(each, count)
-        found.append({"settings": values, "accuracy": right / len(rows), "standard_error": _error(right, len(rows))})
+        found.append({"settings": values, "accuracy": right / num, "standard_error": _error(right, num)})
     best = max(found, key=lambda item: item["accuracy"])
     return {
         "candidates": found,
         "best": best["settings"],
         "folds": folds,
-        "num_rows": len(rows),
+        "num_rows": num,
         "private": False,
         "statement": STATEMENT,
     }
@@ -127,28 +129,31 @@ class _Bench:
     """The rows and their folds; encodings are made once a base."""
 
     def __init__(self, rows: Sequence[SourceRow], folds: int) -> None:
-        from privshard.core.partition import Partition
         from privshard.data.examples import example_id, subject_of_image
 
         key = secrets.token_bytes(32)
         subjects = [row.subject or subject_of_image(row.image) for row in rows]
-        named = sorted(
-            (example_id(key, image=row.image, label=row.label, subject=subject), row, subject)
+        named = {  # identical rows of one subject count once, as in a workspace
+            example_id(key, image=row.image, label=row.label, subject=subject): (row, subject)
             for row, subject in zip(rows, subjects, strict=True)
-        )
-        self._ids = [name for name, _, _ in named]
-        self._rows = [row for _, row, _ in named]
-        self._subjects = [subject for _, _, subject in named]
-        partition = Partition(secrets.token_bytes(32), folds)
-        self._fold = [partition.shard_of(subject) for subject in self._subjects]
+        }
+        self._ids = sorted(named)
+        self._rows = [named[name][0] for name in self._ids]
+        self._subjects = [named[name][1] for name in self._ids]
+        dealt = secrets.SystemRandom().sample(sorted(set(self._subjects)), len(set(self._subjects)))
+        fold_of = {subject: place % folds for place, subject in enumerate(dealt)}
+        self._fold = [fold_of[subject] for subject in self._subjects]
         self._num_folds = folds
         self._shard_key = secrets.token_bytes(32)
         self._encoded: dict[str, _Encoded] = {}
-        if len(set(self._fold)) < folds:
+        if len(dealt) < folds:
             raise InputError(
-                f"folds: expected train subjects in each of {folds} folds, got {len(set(self._subjects))} subjects.",
+                f"folds: expected at least {folds} train subjects, one for each fold, got {len(dealt)}.",
                 remedy="Use fewer folds.",
             )
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def right(self, recipe: Recipe, count: Any) -> int:
         """How many rows are classified right by models that did not learn from their fold."""

@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 _READ_AHEAD_BYTES = 1 << 20
 
 
-def parquet_files(path: str | Path) -> list[Path]:
-    """The Parquet files that `path` names: itself, or every *.parquet below a folder, sorted by name."""
+def parquet_files(path: str | Path, *, key: str = "data.path") -> list[Path]:
+    """The Parquet files that `path` names: itself, or every *.parquet below a folder, sorted by name.
+
+    key: what messages call the path.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise InputError(
-            f"data.path: expected a Parquet file or a folder of them, got {str(path)!r}, which does not exist.",
+            f"{key}: expected a Parquet file or a folder of them, got {str(path)!r}, which does not exist.",
             remedy="Correct the path; `privshard import FOLDER` makes a Parquet file of class folders.",
         )
     files = sorted(file for file in path.rglob("*.parquet") if file.is_file() and not file.name.startswith("."))
     if not files:
         raise InputError(
-            f"data.path: expected *.parquet files below {str(path)!r}, got none.",
+            f"{key}: expected *.parquet files below {str(path)!r}, got none.",
             remedy="`privshard import FOLDER` makes a Parquet file of class folders.",
         )
     return files
@@ -46,10 +49,10 @@ def count_rows(path: str | Path) -> int:
     return total
 
 
-def column_names(path: str | Path) -> frozenset[str]:
-    """The names of the columns that any of the files has; reads no row."""
+def column_names(path: str | Path, *, key: str = "data.path") -> frozenset[str]:
+    """The names of the columns that any of the files has; reads no row. key: what messages call the path."""
     names: set[str] = set()
-    for file in parquet_files(path):
+    for file in parquet_files(path, key=key):
         with _open(file) as parquet:
             names |= set(parquet.schema_arrow.names)
     return frozenset(names)

@@ -93,6 +93,20 @@ def read_header(path: Path, *, key: str = "base.weights") -> dict[str, Any] | No
         raise InputError(f"{key}: {path} is not a whole safetensors file: {error}.") from None
 
 
+def refused(error: Exception, model: str, args: Mapping[str, Any], *, pretrained: bool, key: str) -> InputError:
+    """What to say where timm made no model. It checks few arguments: a wrong one raises whatever breaks first."""
+    why = str(error).rstrip(".")
+    if pretrained and isinstance(error, OSError | RuntimeError):
+        return InputError(
+            f"{key}.weights: timm could not load pretrained weights for {model}: {why}.",
+            remedy=f"Check the network, or set {key}.weights to a local safetensors file.",
+        )
+    return InputError(
+        f"{key}.args: timm's {model} does not accept {dict(args)}: {why}.",
+        remedy="Use arguments that timm.create_model takes for this model.",
+    )
+
+
 def content_digest(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> str:
     """SHA-256 over the arrays, sorted by name, with type and shape, after what they are said to be.
 

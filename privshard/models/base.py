@@ -23,7 +23,7 @@ from torch import Tensor
 from privshard.core.digest import tensors_digest
 from privshard.core.errors import InputError
 from privshard.core.model import BaseSpec
-from privshard.models.architecture import check_digest, read_architecture
+from privshard.models.architecture import check_digest, read_architecture, refused
 from privshard.models.vit import ViTView, freeze, seeded_head, view_vit
 
 EMBEDDED_MODEL = "privshard_vit_32"
@@ -148,16 +148,8 @@ def create_model(spec: BaseSpec, metadata: Mapping[str, str], *, pretrained: boo
         make = partial(timm.create_model, spec.model, pretrained=pretrained)
     try:
         return make(**{**spec.args, "num_classes": spec.num_classes})
-    except (TypeError, AssertionError) as error:
-        raise InputError(
-            f"base.args: timm's {spec.model} does not accept {dict(spec.args)}: {error}.",
-            remedy="Use arguments that timm.create_model takes for this model.",
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"base.weights: timm could not load pretrained weights for {spec.model}: {error}.",
-            remedy="Check the network, or set base.weights to a local safetensors file.",
-        ) from error
+    except Exception as error:
+        raise refused(error, spec.model, spec.args, pretrained=pretrained, key="base") from error
 
 
 def transform_config(model: VisionTransformer, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from privshard.core.errors import InputError
-from privshard.models.architecture import Architecture, check_digest, read_architecture
+from privshard.models.architecture import Architecture, check_digest, read_architecture, refused
 
 
 def build_model(
@@ -43,16 +43,8 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=pretrained, **given)
-    except Exception as error:  # timm checks few arguments: what a wrong one raises is whatever breaks first
-        if pretrained and isinstance(error, OSError | RuntimeError):
-            raise InputError(
-                f"{key}.weights: timm could not load pretrained weights for {name}: {str(error).rstrip('.')}.",
-                remedy="Check the network, or give a local safetensors file.",
-            ) from error
-        raise InputError(
-            f"{key}.args: timm's {name} does not accept {dict(args)}: {str(error).rstrip('.')}.",
-            remedy="Use arguments that timm.create_model takes for this model.",
-        ) from error
+    except Exception as error:
+        raise refused(error, name, args, pretrained=pretrained, key=key) from error
 
 
 def load_weights(model: nn.Module, path: Path, *, key: str = "model") -> None:

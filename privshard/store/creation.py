@@ -45,13 +45,19 @@ def created(
 
     ledger: a database URL, else `ledger.db` in the folder (`store.ledger_place`). insecure_seed: for tests, keys that
     anybody can derive; the workspace stays marked by it. InputError, showing both, where another recipe or seed is
-    there; ResourceError where the place can't hold a workspace: a ledger file on a shared disk, an object store
-    without a database server, or one whose objects can't be listed, written, read and deleted.
+    there, and where a recipe lies without the ledger of a workspace; ResourceError where the place can't hold a
+    workspace: a ledger file on a shared disk, an object store without a database server, or one whose objects can't be
+    listed, written, read and deleted.
     """
     objects = ObjectStore(root)
     place = ledger_place(objects, ledger)
     with _alone(objects, place) as (held_objects, book):
         fresh, workspace = _is_empty(objects), None
+        if not book.is_made and objects.exists(layout.RECIPE):
+            raise InputError(
+                f"Expected a new folder or a workspace at {objects.root}, got one with a {layout.RECIPE} of its own.",
+                remedy="Name another folder: a workspace's recipe would take the place of that one.",
+            )
         try:
             claim(objects, place)
             workspace = _complete(held_objects, book, recipe_yaml, recipe_digest, insecure_seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import jsonschema
@@ -12,8 +13,8 @@ from safetensors.torch import save_file
 from tiny_decompositions import state_of
 from tiny_digits import people, write_people
 
-from privshard.api import DecomposeRecipe, decompose, decompose_worker, schemas
-from privshard.core.errors import InputError
+from privshard.api import DecomposeRecipe, decompose, decompose_run, decompose_worker, schemas
+from privshard.core.errors import InputError, ResourceError
 from privshard.decomposition.files import open_decomposition
 from privshard.models.build import build_model
 from privshard.runtime.shard_function import torch_threads
@@ -233,6 +234,15 @@ def test_what_fails_before_anything_is_learnt_leaves_nothing(public, tmp_path):
             decompose(recipe(public, **wrong), workspace=str(place))
         assert not place.exists()
     assert decompose(recipe(public), workspace=str(place))["components"] == 3
+
+
+def test_a_place_that_cannot_be_written_is_a_missing_resource(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(decompose_run, "make_folder", refuse)
+    with pytest.raises(ResourceError, match=r"Expected to use .*d, but: Permission denied"):
+        decompose(recipe(), workspace=str(tmp_path / "d"))
 
 
 def test_what_is_not_ours_stays_as_it_was(tmp_path):

@@ -210,3 +210,8 @@ def test_a_core_is_learnt_by_the_loss_of_the_shards():
     assert constants.public_optimization("head", num_classes=10).params.loss == "square"
     assert constants.public_optimization("head", num_classes=10, loss="cross_entropy").params.loss == "cross_entropy"
     assert constants.public_optimization("tangent", num_classes=9, loss="square") == exact
+
+
+def test_a_public_path_that_is_none_is_called_so(make_recipe, tmp_path, workspace):
+    with pytest.raises(InputError, match=r"^public\.path: expected a Parquet file or a folder of them"):
+        train(make_recipe(public={"path": str(tmp_path / "nope.parquet")}), workspace=workspace)

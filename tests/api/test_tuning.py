@@ -7,6 +7,7 @@ import pytest
 
 from privshard.api import constants, schemas, tune, tuning
 from privshard.core.errors import InputError
+from privshard.data.examples import SourceRow
 
 
 def test_settings_are_compared_on_train_rows_alone(make_recipe, monkeypatch):
@@ -47,3 +48,14 @@ def test_what_is_no_optimization_is_refused(make_recipe):
         tune(make_recipe(), grid={"training.augmentations": [0, 4]})
     with pytest.raises(InputError, match="folds: expected 2 or more, got 1"):
         tune(make_recipe(), folds=1)
+
+
+def test_every_fold_has_as_many_subjects():
+    rows = [
+        SourceRow(image=b"%d" % (row % 7), label="0", subject=f"s{row % 7}", source="x", row=row) for row in range(14)
+    ]
+    bench = tuning._Bench(rows, 7)
+    assert len(bench) == 7  # identical rows of one subject count once
+    assert sorted(bench._fold) == list(range(7))
+    with pytest.raises(InputError, match="folds: expected at least 8 train subjects, one for each fold, got 7"):
+        tuning._Bench(rows, 8)

@@ -152,7 +152,7 @@ def test_unknown_models_are_refused_with_close_names(spec):
         load_base(replace(spec, model="zzz"))
 
 
-@pytest.mark.parametrize("args", [{"depht": 3}, {"embed_dim": 25}])
+@pytest.mark.parametrize("args", [{"depht": 3}, {"embed_dim": 25}, {"patch_size": 0}])
 def test_arguments_that_timm_does_not_take(spec, args):
     with pytest.raises(InputError, match=r"base\.args: timm's vit_tiny_patch16_224 does not accept"):
         load_base(replace(spec, args={**ARGS, **args}))

@@ -286,3 +286,15 @@ def test_what_a_killed_creation_left_is_completed_and_swept(tmp_path, monkeypatc
             Workspace.create(place, **RECIPE)
     assert drive(place) == "worked"
     assert not [child for child in place.iterdir() if ".tmp" in child.name]
+
+
+def test_a_recipe_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "recipe.yaml").write_text("method: phased\n")
+    with (
+        pytest.raises(InputError, match=r"got one with a recipe\.yaml of its own"),
+        created(tmp_path / "w", **RECIPE, is_begun=begun),
+    ):
+        pass
+    assert (tmp_path / "w" / "recipe.yaml").read_text() == "method: phased\n"
+    assert {entry.name for entry in (tmp_path / "w").iterdir()} == {"recipe.yaml", LOCK_NAME}
