@@ -12,6 +12,7 @@ from privshard.api.recipe import Recipe
 from privshard.api.recipe_yaml import parse_yaml
 from privshard.api.setup import Planned, make_setup
 from privshard.core.errors import InputError, PrivshardError
+from privshard.core.jobs import OnProgress
 from privshard.store.creation import created
 from privshard.store.layout import RECIPE
 from privshard.store.ledger import Ledger
@@ -54,7 +55,7 @@ def count_noise(recipe: Recipe) -> float | None:
     return constants.COUNT_NOISE_MULTIPLIER if counted else None
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, *, on_progress: OnProgress = lambda _: None) -> Prepared:
     """Everything that a recipe can be refused for without reading a private row: classes, base, weights, budget.
 
     Nothing is written. Labels are read from the rows only without differential privacy.
@@ -64,7 +65,11 @@ def prepare(recipe: Recipe) -> Prepared:
     if nominal is None and not recipe.private:
         nominal = recipe.shards
     planned = make_setup(
-        recipe, classes=classes, nominal=float(nominal or recipe.shards), count_noise_multiplier=count_noise(recipe)
+        recipe,
+        classes=classes,
+        nominal=float(nominal or recipe.shards),
+        count_noise_multiplier=count_noise(recipe),
+        on_progress=on_progress,
     )
     return Prepared(classes, None if nominal is None else float(nominal), planned)
 

@@ -12,6 +12,7 @@ from privshard.api.public_rows import subject_column
 from privshard.api.recipe import Recipe
 from privshard.core.digest import content_digest, json_digest
 from privshard.core.errors import InputError
+from privshard.core.jobs import OnProgress, Progress, counting
 from privshard.store.public_parts import public_digest
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class PublicParts:
     facts: Mapping[str, Any]
 
 
-def load_recipe_base(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Base, PublicParts | None]:
+def load_recipe_base(
+    recipe: Recipe, classes: tuple[str, ...], *, on_progress: OnProgress = lambda _: None
+) -> tuple[Base, PublicParts | None]:
     """The recipe's base, with the head and the core that its public rows teach.
 
     Both are the optimum of a ridge problem (`privshard.training.solver`), on the rows in the order of their content, so
@@ -54,7 +57,7 @@ def load_recipe_base(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Base, Pu
     base = load_base(replace(spec, head="random"))
     if recipe.base.head == "public":
         chosen = constants.public_optimization("head", num_classes=len(classes))
-        head = _fitted(recipe, base, rows, classes, method="head", chosen=chosen)
+        head = _fitted(recipe, base, rows, classes, method="head", chosen=chosen, tell=on_progress)
         arrays |= _scaled_head(head, std=recipe.base.head_std)
         base = load_base(spec, public=arrays)
     else:
@@ -62,7 +65,7 @@ def load_recipe_base(recipe: Recipe, classes: tuple[str, ...]) -> tuple[Base, Pu
     if recipe.public.core:
         name, loss = recipe.method.name, constants.optimization(recipe).params.loss
         chosen = constants.public_optimization(name, num_classes=len(classes), loss=loss)
-        core = _fitted(recipe, base, rows, classes, method=name, chosen=chosen)
+        core = _fitted(recipe, base, rows, classes, method=name, chosen=chosen, tell=on_progress)
         arrays |= {CORE + name: tensor.numpy() for name, tensor in core.items()}
     digest = public_digest(arrays)
     facts = {
@@ -114,6 +117,7 @@ def _fitted(
     *,
     method: str,
     chosen: constants.Optimization,
+    tell: OnProgress,
 ) -> dict[str, Tensor]:
     """The optimum of a method on public rows, in fp32 on the CPU."""
     import torch
@@ -132,7 +136,14 @@ def _fitted(
     options = recipe.method.options if method == recipe.method.name else {}
     made: Method = make_method(MethodSpec(method, dict(options)), base.view.to(device))
     batches = image_batches([row.image for row in rows], transform=base.transform, batch_size=flags.micro_batch)
-    found = encode(made, batches, num_rows=len(rows), batch_size=flags.micro_batch, device=device)
+    found = encode(
+        made,
+        batches,
+        num_rows=len(rows),
+        batch_size=flags.micro_batch,
+        device=device,
+        on_batch=counting(tell, "encode public rows", len(rows)),
+    )
     index = {name: position for position, name in enumerate(classes)}
     plan = make_plan(
         PrivacyParams(epsilon=None),
@@ -148,7 +159,7 @@ def _fitted(
         plan=plan,
         params=chosen.params,
         max_rows=flags.micro_batch * made.batch_scale,
-        on_step=lambda done: None,
+        on_step=lambda done: tell(Progress("public", None, "learn from public rows", done, chosen.steps)),
     )
     base.view.to("cpu")
     return {name: tensor.float().cpu() for name, tensor in optimum.tensors.items()}

@@ -11,7 +11,7 @@ from privshard.api import constants
 from privshard.api.recipe import Recipe
 from privshard.core.errors import InputError
 from privshard.core.execution import ExecutionFlags
-from privshard.core.jobs import MethodSpec, TrainingParams
+from privshard.core.jobs import MethodSpec, OnProgress, TrainingParams
 from privshard.core.model import BaseSpec
 from privshard.core.partition import Partition
 from privshard.core.privacy import MechanismPlan, PrivacySpend
@@ -125,6 +125,7 @@ def make_setup(
     nominal: float,
     count_noise_multiplier: float | None,
     loaded: tuple[Base, PublicParts | None] | None = None,
+    on_progress: OnProgress = lambda _: None,
 ) -> Planned:
     """Calibrate the mechanism and load the base, with what public rows teach; nothing is written. Raises before any
     private row is used. loaded: the base and the public parts, where they are at hand."""
@@ -137,7 +138,7 @@ def make_setup(
     constants.warn_about_size(recipe, nominal)
     chosen = constants.optimization(recipe, units_per_shard=nominal / recipe.shards, num_classes=len(classes))
     params = recipe.privacy_params()
-    base, public = loaded or load_recipe_base(recipe, classes)
+    base, public = loaded or load_recipe_base(recipe, classes, on_progress=on_progress)
     method = make_method(recipe.method_spec(), base.view, core=base.core)
     plan = make_plan(
         params,

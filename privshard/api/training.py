@@ -50,7 +50,7 @@ def train(
     """
     started = time.perf_counter()
     tell = _told(record, on_progress)
-    prepared = None if is_set_up(recipe, workspace) else prepare(recipe)
+    prepared = None if is_set_up(recipe, workspace) else prepare(recipe, on_progress=tell)
     with ExitStack() as stack:
         runner = None
         if prepared is not None:  # missing resources are refused before a row is read
@@ -58,7 +58,7 @@ def train(
             runner.executor.check(recipe.shards)
         ws = stack.enter_context(new_or_held(recipe, workspace))
         if ws.ledger.get("setup") is None:
-            setup = _set_up(ws, recipe, prepared or prepare(recipe), tell)
+            setup = _set_up(ws, recipe, prepared or prepare(recipe, on_progress=tell), tell)
         else:
             setup = Setup.load(ws)
         timing = {"set_up": time.perf_counter() - started}

@@ -13,7 +13,7 @@ from privshard.api import constants
 from privshard.api.comparable import refuse_augmentations
 from privshard.api.recipe import Recipe
 from privshard.core.errors import InputError
-from privshard.core.jobs import OnProgress, Progress
+from privshard.core.jobs import OnProgress, Progress, counting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ def tune(
         refuse_augmentations("tuning", each)
         constants.optimization(each)  # refuses before rows are read
     rows = [row for row in constants.source_rows(recipe) if row.split != "eval"]
-    bench = _Bench(rows, folds)
+    bench = _Bench(rows, folds, tell)
     num = len(bench)
     done, total = 0, len(recipes) * folds * recipe.shards
 
@@ -128,7 +128,7 @@ class _Encoded:
 class _Bench:
     """The rows and their folds; encodings are made once a base."""
 
-    def __init__(self, rows: Sequence[SourceRow], folds: int) -> None:
+    def __init__(self, rows: Sequence[SourceRow], folds: int, tell: OnProgress = lambda _: None) -> None:
         from privshard.data.examples import example_id, subject_of_image
 
         key = secrets.token_bytes(32)
@@ -143,7 +143,7 @@ class _Bench:
         dealt = secrets.SystemRandom().sample(sorted(set(self._subjects)), len(set(self._subjects)))
         fold_of = {subject: place % folds for place, subject in enumerate(dealt)}
         self._fold = [fold_of[subject] for subject in self._subjects]
-        self._num_folds = folds
+        self._num_folds, self._tell = folds, tell
         self._shard_key = secrets.token_bytes(32)
         self._encoded: dict[str, _Encoded] = {}
         if len(dealt) < folds:
@@ -243,7 +243,7 @@ class _Bench:
             flags = recipe.flags()
             device = worker.pick_device(flags)
             classes = constants.classes_of(recipe, lambda: {row.label for row in self._rows})
-            base, _ = load_recipe_base(recipe, classes)
+            base, _ = load_recipe_base(recipe, classes, on_progress=self._tell)
             method = make_method(recipe.method_spec(), base.view.to(device), core=base.core)
             images = [row.image for row in self._rows]
             batches = image_batches(images, transform=base.transform, batch_size=flags.micro_batch)
@@ -254,6 +254,7 @@ class _Bench:
                 batch_size=flags.micro_batch,
                 device=device,
                 dtype=getattr(torch, flags.dtype),
+                on_batch=counting(self._tell, "encode", len(images)),
             )
             assert found is not None
             self._encoded[key] = _Encoded(method, found, classes, device)

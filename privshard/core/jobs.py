@@ -106,6 +106,18 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+def counting(on_progress: OnProgress, stage: str, total: int) -> Callable[[int], None]:
+    """A function that is told how many more of `total` are done, and tells `on_progress` how many are in all."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_progress(Progress(stage, None, stage, done, total))
+
+    return count
+
+
 @dataclass(frozen=True)
 class ShardFailure:
     """A job that ended in an error. `released` tells whether anything noisy may have left the worker."""

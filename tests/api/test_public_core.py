@@ -165,7 +165,10 @@ def test_rows_that_name_people_are_refused(make_recipe, tmp_path):
     with pytest.raises(InputError, match=r"public.path: expected rows that name nobody"):
         load_recipe_base(make_recipe(public={"path": str(named), "subject": "who"}), CLASSES)
     stated = make_recipe(public={"path": str(named), "stated_public": True}, method={"name": "head"})
-    parts = load_recipe_base(stated, CLASSES)[1]
+    told = []
+    parts = load_recipe_base(stated, CLASSES, on_progress=told.append)[1]
+    assert next(news.stage for news in told if news.done == news.total) == "encode public rows"
+    assert told[-1].stage == "learn from public rows"
     assert parts is not None
     assert parts.facts["stated_public"]
 

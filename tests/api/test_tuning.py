@@ -35,6 +35,7 @@ def test_a_private_recipe_is_compared_with_its_noise(make_recipe):
     found = tune(recipe, grid={"training.lr": [0.1]}, folds=2, on_progress=progress.append)
     assert found["best"] == {"training.lr": 0.1}
     assert (progress[-1].done, progress[-1].total) == (2, 2)
+    assert {news.stage for news in progress} == {"encode", "tune"}
 
 
 def test_what_is_no_optimization_is_refused(make_recipe):
