@@ -163,12 +163,13 @@ def sizes(
             found.append(_measure(cut, rows, costs, device=where, batch_size=batch_size))
             tell(Progress("sizes", None, "measure", len(found), len(cuts)))
     menu = with_frontier(found, budget=budget, cost=COSTS[by])  # pyright: ignore[reportArgumentType]
+    source = "the embedded digits" if data == "embedded" else str(data)
     report: dict[str, Any] = {
         "workspace": str(workspace),
         "device": _device_name(where),
         "budget": vars(budget),
         "by": COSTS[by],
-        "data": None if rows is None else {"path": str(data), "split": split, "num_rows": len(rows[1])},
+        "data": None if rows is None else {"path": source, "split": split, "num_rows": len(rows[1])},
         "sizes": [size.to_json() for size in menu],
         "note": MENU_NOTE if rows is None else f"{ACCURACY_NOTE} {MENU_NOTE}",
     }

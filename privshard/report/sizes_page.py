@@ -74,8 +74,8 @@ def frontier_plot(sizes: Sequence[Mapping[str, Any]], *, by: str, limit: float |
             axes.axvline(limit / unit, color=INK, linewidth=1.0, linestyle=(0, (3, 3)), label="budget")
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy")
-        axes.set_xlim(left=0)
         axes.margins(x=0.12, y=0.12)
+        axes.set_xlim(left=0)  # ends the automatic limits, so the margins come before
         axes.grid(color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

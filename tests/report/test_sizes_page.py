@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from privshard.report.sizes_page import sizes_page
+from privshard.report.sizes_page import frontier_plot, sizes_page
 
 SIZE = {
     "depths": [4], "components": 2, "parameters": 2_000_000, "stored": 1_000_000, "latency_ms": 3.5,
@@ -32,3 +32,12 @@ def test_without_accuracies_there_is_no_plot():
     page = sizes_page(report({**SIZE, "accuracy": None, "on_frontier": False}))
     assert "<svg" not in page
     assert "Budget:" not in page
+
+
+def test_the_costliest_mark_stands_away_from_the_edge(monkeypatch):
+    figures = []
+    monkeypatch.setattr("privshard.report.sizes_page.inline_svg", lambda figure, **_: figures.append(figure) or "")
+    frontier_plot([SIZE, {**SIZE, "latency_ms": 7.0}], by="latency_ms", limit=None)
+    left, right = figures[0].axes[0].get_xlim()
+    assert left == 0
+    assert right > 1.05 * 7.0
