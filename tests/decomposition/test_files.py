@@ -51,8 +51,8 @@ def test_other_files_and_empty_folders_are_refused(path, tmp_path):
     for name, message in (
         ("plain.safetensors", "Expected a decomposition, got a plain file"),
         ("model.safetensors", "Expected a decomposition, got a model"),
-        ("empty", "Expected a finished decomposition in .*empty, found none"),
-        ("absent.safetensors", "found nothing readable at .*absent"),
+        ("empty", "Expected a finished decomposition at .*empty, found none"),
+        ("absent.safetensors", "Expected a finished decomposition at .*absent"),
     ):
         with pytest.raises(InputError, match=message), open_decomposition(tmp_path / name):
             pass
