@@ -112,7 +112,7 @@ def run(
             continue
         left, needed = budget_s - (clock() - begun), estimate_s(cell, bench.settings, lines)
         if needed > left:
-            say(f"{cell.name} needs about {needed:.0f} s of the {left:.0f} s left: not begun.")
+            say(f"{cell.name} needs about {needed:.0f} s of the {max(left, 0):.0f} s left: not begun.")
             continue
         started = clock()
         figures = bench.run(cell)
