@@ -90,7 +90,9 @@ def read_header(path: Path, *, key: str = "base.weights") -> dict[str, Any] | No
             remedy="Correct the path; of a decomposition's folder, `privshard recompose` makes such a file.",
         ) from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{key}: {path} is not a whole safetensors file: {error}.") from None
+        raise InputError(
+            f"{key}: {path} is not a whole safetensors file: {error}.", remedy="Name another file, or copy it again."
+        ) from None
 
 
 def refused(error: Exception, model: str, args: Mapping[str, Any], *, pretrained: bool, key: str) -> InputError:
