@@ -26,7 +26,7 @@ def cross_gram(left: Places, right: Places) -> Tensor:
         raise InputError(f"gram: expected the gradients of one method, got {mine[:3]}… and {theirs[:3]}….")
     total: Tensor | None = None
     for one, other in zip(left.places, right.places, strict=True):
-        part = _pair(one, other)
+        part = one.scale * other.scale * _pair(one, other)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -46,6 +46,7 @@ def gram_width(places: Places) -> int:
 
 
 def _pair(one: Outer | Direct, other: Outer | Direct) -> Tensor:
+    """Of the factors, without the scales."""
     if isinstance(one, Direct):
         assert isinstance(other, Direct)
         return one.g_BP @ other.g_BP.mT

@@ -18,15 +18,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outer:
-    """Gradient of one weight (G * O, I): group g of its rows gets sum_t outer(b[t, g], a[t, g]).
+    """Gradient of one weight (G * O, I): group g of its rows gets scale * sum_t outer(b[t, g], a[t, g]).
 
-    shape: of the parameter, where it has the same numbers in another shape.
+    shape: of the parameter, where it has the same numbers in another shape. scale: above 0; norms and sums are
+    multiplied by it, the factors never are.
     """
 
     name: str
     b_BTGO: Tensor
     a_BTGI: Tensor
     shape: tuple[int, ...] | None = None
+    scale: float = 1.0
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -44,16 +46,19 @@ class Outer:
         b, a = (_tokens(factor, slots_UM) for factor in self.factors)
         num_tokens, out_width, in_width = b.shape[1], b.shape[-1], a.shape[-1]
         if num_tokens == 1:
-            return (_wide(b).square().sum(-1) * _wide(a).square().sum(-1)).sum((1, 2))
+            square_U = (_wide(b).square().sum(-1) * _wide(a).square().sum(-1)).sum((1, 2))
+            return _times(square_U, self.scale**2)
         b, a = b.transpose(1, 2), a.transpose(1, 2)
         if num_tokens * (out_width + in_width) <= out_width * in_width:
-            return (_product(b, b.mT) * _product(a, a.mT)).sum((1, 2, 3))
-        return _product(b.mT, a).square().sum((1, 2, 3))
+            square_U = (_product(b, b.mT) * _product(a, a.mT)).sum((1, 2, 3))
+        else:
+            square_U = _product(b.mT, a).square().sum((1, 2, 3))
+        return _times(square_U, self.scale**2)
 
     def squared_slack(self, slots_UM: Tensor | None) -> Tensor:
-        """sum_g (sum_t |b_tg| |a_tg|)^2 of each unit (U,)."""
+        """sum_g (scale sum_t |b_tg| |a_tg|)^2 of each unit (U,)."""
         length_BTG = _wide(self.b_BTGO).norm(dim=-1) * _wide(self.a_BTGI).norm(dim=-1)
-        return _tokens(length_BTG, slots_UM).sum(1).square().sum(1)
+        return _times(_tokens(length_BTG, slots_UM).sum(1).square().sum(1), self.scale**2)
 
     def weighted_sum(self, weight_B: Tensor) -> Tensor:
         """(G * O, I) or `shape`, at least in fp32."""
@@ -61,27 +66,29 @@ class Outer:
         b, a = _kept(_wide(b), weight_B), _kept(a, weight_B)
         b = (b * weight_B.to(b.dtype)[:, None, None, None]).to(a.dtype)
         total = _product(b.flatten(0, 1).transpose(0, 1).mT, a.flatten(0, 1).transpose(0, 1)).flatten(0, 1)
+        total = _times(total, self.scale)
         return total if self.shape is None else total.reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Gradient of a parameter as a vector, example by example. shape: of the parameter, where it is none."""
+    """Gradient of a parameter, scale * g, example by example. shape: of the parameter, where it is no vector."""
 
     name: str
     g_BP: Tensor
     shape: tuple[int, ...] | None = None
+    scale: float = 1.0
 
     def squared_norms(self, slots_UM: Tensor | None) -> Tensor:
         """Of each unit's gradient (U,)."""
         g_BP = _wide(self.g_BP)
         g_UP = g_BP if slots_UM is None else _tokens(g_BP.unsqueeze(1), slots_UM).sum(1)
-        return g_UP.square().sum(1)
+        return _times(g_UP.square().sum(1), self.scale**2)
 
     def weighted_sum(self, weight_B: Tensor) -> Tensor:
         """(P,) or `shape`, at least in fp32."""
         g_BP = _kept(_wide(self.g_BP), weight_B)
-        total_P = (weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0)
+        total_P = _times((weight_B.to(g_BP.dtype)[:, None] * g_BP).sum(0), self.scale)
         return total_P if self.shape is None else total_P.reshape(self.shape)
 
 
@@ -146,6 +153,10 @@ def _tokens(x_BT: Tensor, slots_UM: Tensor | None) -> Tensor:
 def _kept(x_B: Tensor, weight_B: Tensor) -> Tensor:
     """`x` with zeros for the examples of weight 0, whatever they held."""
     return torch.where((weight_B != 0).reshape(-1, *[1] * (x_B.ndim - 1)), x_B, 0.0)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -70,9 +70,10 @@ def _rows(gradients: Places) -> Tensor | None:
     if len(weights) != 1 or len(biases) > 1 or not isinstance(weights[0], Outer):
         return None
     b_BO, a_BI = weights[0].b_BTGO, weights[0].a_BTGI
-    if b_BO.shape[1:3] != (1, 1) or not all(isinstance(place, Direct) for place in biases):
+    bias = [place for place in biases if isinstance(place, Direct)]
+    if b_BO.shape[1:3] != (1, 1) or len(bias) != len(biases):
         return None
-    bias_BC = [place.g_BP for place in biases if isinstance(place, Direct)]
-    if any(own[..., 1:].any() for own in (b_BO, *bias_BC)):  # another class's row takes part
+    if any(own[..., 1:].any() for own in (b_BO, *(place.g_BP for place in bias))):  # another class's row takes part
         return None
-    return torch.cat([b_BO[:, 0, 0, :1] * a_BI[:, 0, 0], *(own[:, :1] for own in bias_BC)], dim=1)
+    first_BF = weights[0].scale * b_BO[:, 0, 0, :1] * a_BI[:, 0, 0]
+    return torch.cat([first_BF, *(place.scale * place.g_BP[:, :1] for place in bias)], dim=1)

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor
 
 from privshard.core.errors import InputError
 from privshard.core.method import Constants, LinearMethod, Method, Pullback, UnitGradients, pull
-from privshard.tangent.places import Direct, Outer, Places
+from privshard.tangent.places import Places
 from privshard.training.wrapped import WrappedMethod
 
 
@@ -72,7 +71,7 @@ class ScaledMethod(WrappedMethod):
                 f"training.layer_scales: expected a method whose gradients come in factors, got {self.name}.",
                 remedy="Leave layer_scales out, or use the methods tangent or head.",
             )
-        return Places([_scaled(place, self._scales[place.name]) for place in gradients.places])
+        return Places([replace(place, scale=place.scale * self._scales[place.name]) for place in gradients.places])
 
 
 def scaled(method: Method, patterns: Mapping[str, float]) -> Method:
@@ -116,11 +115,3 @@ def scales_of(method: Method) -> dict[str, float]:
 def unscaled(method: Method, displacement: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A displacement learnt by `method`, without its scales; as it is where the method has none."""
     return method.unscaled(displacement) if isinstance(method, ScaledMethod) else dict(displacement)
-
-
-def _scaled(place: Outer | Direct, scale: float) -> Outer | Direct:
-    if scale == 1:
-        return place
-    if isinstance(place, Direct):
-        return replace(place, g_BP=place.g_BP * torch.tensor(scale, dtype=place.g_BP.dtype))
-    return replace(place, b_BTGO=place.b_BTGO * torch.tensor(scale, dtype=place.b_BTGO.dtype))

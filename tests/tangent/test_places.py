@@ -185,3 +185,4 @@ def test_what_rounding_may_add_to_a_unit_adds_up_over_its_tokens_and_examples():
     slots_UM = torch.tensor([[0, 1], [2, 3]])  # 3: no example
     assert Outer("w", b, a).squared_slack(slots_UM).tolist() == [24.0**2, 12.0**2]
     assert Outer("w", b, a).squared_slack(None).tolist() == [12.0**2] * 3
+    assert Outer("w", b, a, scale=0.5).squared_slack(None).tolist() == [6.0**2] * 3
