@@ -27,6 +27,10 @@ _FULL_ROOM, _MOST = 16_000.0, 10.0
 over this, and at most so many times as many. Chosen like the rate, and on train rows of cifar10."""
 
 
+_EVEN_ROOM, _SCALES = 30_000.0, (0.25, 4.0)
+"""sqrt(S) L epsilon at which a private tangent's blocks move as far as its head; bounds of their scale (`_balanced`)."""
+
+
 @dataclass(frozen=True)
 class Optimization:
     """Documented defaults of one method: how many steps, how many units a step, and the optimizer.
@@ -107,8 +111,8 @@ a component costs on disk grows with them (64 directions of one block of DeiT-Ti
 _PUBLIC_RIDGE = 0.01
 """Ridge of a core that is learnt by cross entropy, whose logits are smaller than those of the rescaled square loss."""
 
-_HEAD_RIDGES = 1e-4, 1e-2
-"""The least and the most that the ridge of a head is by default (`_exact`)."""
+_RIDGES = {"tangent": (1e-5, 1e-3), "head": (1e-4, 1e-2)}
+"""Method -> the least and the most that its ridge is by default (`_exact`)."""
 
 
 def public_optimization(method: str, *, num_classes: int, loss: str | None = None) -> Optimization:
@@ -120,16 +124,17 @@ def public_optimization(method: str, *, num_classes: int, loss: str | None = Non
 
 
 def _exact(method: str, num_classes: int | None) -> Optimization:
-    """The defaults of a method's optimum; the ridge of a head is 1 / C^2 within bounds, C the number of classes.
+    """The defaults of a method's optimum; the ridge is 1 / C^2 within bounds, C the number of classes.
 
     The square loss is a mean over classes, of which one in C is an example's own, so a ridge weighs more where there
-    are many: cross-validation over train subjects chose about 0.01 for 10 and 12 classes, 1e-4 for 242 (README of the
-    benchmarks).
+    are many: cross-validation over train subjects chose the upper bounds for 10 and 12 classes, and for 242 the lower
+    ones (README of the benchmarks).
     """
     exact = _EXACT[method]
-    if method != "head" or num_classes is None:
+    if num_classes is None:
         return exact
-    ridge = min(_HEAD_RIDGES[1], max(_HEAD_RIDGES[0], num_classes**-2))
+    least, most = _RIDGES[method]
+    ridge = min(most, max(least, num_classes**-2))
     return replace(exact, params=replace(exact.params, weight_decay=ridge))
 
 
@@ -148,8 +153,12 @@ def optimization(
     given = {key: value for key, value in recipe.training.model_dump().items() if value is not None}
     exact = _is_exact(recipe, given)
     default = _exact(recipe.method.name, num_classes) if exact else _DEFAULTS[(recipe.method.name, recipe.private)]
-    if default.noise_lr is not None and units_per_shard is not None and not {"steps", "sample_rate"} & given.keys():
-        default = _with_room(default, recipe, units_per_shard)
+    if default.noise_lr is not None and units_per_shard is not None:
+        room = math.sqrt(recipe.shards) * units_per_shard * (recipe.privacy.epsilon or 0.0)
+        if not {"steps", "sample_rate"} & given.keys():
+            default = _with_room(default, room)
+        if recipe.method.name == "tangent":
+            default = _balanced(default, room)
     mine = {key: given.pop(key, getattr(default, key)) for key in ("steps", "sample_rate", "center")}
     given["curvature_rank"] = _curvature_rank(recipe, exact=exact)
     chosen = "lr" in given or "optimizer" in given or "momentum" in given
@@ -158,18 +167,29 @@ def optimization(
     return Optimization(params=params, noise_lr=noise_lr, most_lr=default.most_lr, **mine)
 
 
-def _with_room(default: Optimization, recipe: Recipe, units_per_shard: float) -> Optimization:
+def _with_room(default: Optimization, room: float) -> Optimization:
     """More and smaller steps where there are so many units that noise leaves room: as many gradients, further along.
 
-    At equal epsilon and equal passes over the data, what noise adds to the components' average goes as
-    1 / (sqrt(S) L epsilon), however the passes are cut into steps; what more steps add is the way they go. The fewer
-    units a step sees, the more chance is in it besides the noise: the most that a rate may be falls to 1.
+    At equal epsilon and equal passes over the data, what noise adds to the components' average goes as one over room =
+    sqrt(S) L epsilon, however the passes are cut into steps; what more steps add is the way they go. The fewer units a
+    step sees, the more chance is in it besides the noise: the most that a rate may be falls to 1.
     """
-    epsilon = recipe.privacy.epsilon or 0.0
-    times = min(_MOST, max(1.0, math.sqrt(recipe.shards) * units_per_shard * epsilon / _FULL_ROOM))
+    times = min(_MOST, max(1.0, room / _FULL_ROOM))
     steps = round(default.steps * times)
     rate, most_lr = default.steps * default.sample_rate / steps, max(1.0, default.most_lr / times**2)
     return replace(default, steps=steps, sample_rate=rate, most_lr=most_lr)
+
+
+def _balanced(default: Optimization, room: float) -> Optimization:
+    """A tangent's blocks beside its head: the more room noise leaves, the further the blocks may move.
+
+    Blocks have thousands of times as many parameters as a head, and so much more noise: where it is large, a small scale
+    leaves them less of the clipped gradient; where it is small, a large one lets them learn what a head can't. Chosen
+    on train rows of sign_language_digits, flowers12 and cifar10 (README of the benchmarks).
+    """
+    least, most = _SCALES
+    scale = min(most, max(least, math.sqrt(room / _EVEN_ROOM)))
+    return replace(default, params=replace(default.params, layer_scales={"blocks.*": scale}))
 
 
 def _is_exact(recipe: Recipe, given: Mapping[str, Any]) -> bool:

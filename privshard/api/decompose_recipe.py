@@ -90,7 +90,7 @@ class PhaseTrainingSection(Section):
     steps: Count | tuple[Count, ...] = Field(default=150, description="a whole number of steps, or one for each phase")
     batch_size: Count = Field(default=128, description="a whole number, 1 or more")
     lr: float = Field(default=1e-3, gt=0, description="a number above 0")
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="a fraction of the steps from 0, below 1")
+    warmup: float = Field(default=0.2, ge=0, lt=1, description="a fraction of the steps from 0, below 1")
     weight_decay: float = Field(default=0.05, ge=0, description="a number, 0 or more")
     clip: float = Field(default=1.0, gt=0, description="the largest gradient norm, above 0")
     crop: int = Field(default=0, ge=0, description="pixels that images are shifted by at most, 0 or more")

@@ -39,7 +39,7 @@ class Optimization:
 
     steps: Sequence[int]
     lr: float = 1e-3
-    warmup: float = 0.05
+    warmup: float = 0.2
     weight_decay: float = 0.05
     clip: float = 1.0
     distill_weight: float = 1.0

@@ -66,7 +66,7 @@ def test_without_privacy_the_default_is_the_optimum_unless_steps_are_asked_for(n
     assert (bounded.steps, bounded.params.optimizer) == (10, "exact")
 
 
-def test_a_heads_ridge_follows_the_number_of_classes():
+def test_the_ridge_follows_the_number_of_classes():
     def ridge(num_classes, *, name="head", **training):
         recipe = Recipe(method={"name": name}, privacy={"epsilon": None}, training=training)
         return constants.optimization(recipe, num_classes=num_classes).params.weight_decay
@@ -74,7 +74,8 @@ def test_a_heads_ridge_follows_the_number_of_classes():
     assert [ridge(num) for num in (None, 2, 10, 12, 1000)] == [0.01, 0.01, 0.01, 12**-2, 1e-4]
     assert ridge(20) == constants.public_optimization("head", num_classes=20).params.weight_decay == 20**-2
     assert ridge(20, weight_decay=0.5) == 0.5
-    assert ridge(20, name="tangent") == ridge(None, name="tangent")
+    tangent = [ridge(num, name="tangent") for num in (None, 2, 12, 100, 1000)]
+    assert tangent == [1e-3, 1e-3, 1e-3, 1e-4, 1e-5]
 
 
 def test_the_optimum_is_refused_where_it_would_leak_or_does_not_exist():
@@ -145,6 +146,22 @@ def test_many_units_take_more_and_smaller_steps_of_the_same_rows():
     most = [constants.optimization(head, units_per_shard=units).most_lr for units in (2_000, 4_000, 8_000)]
     assert most == [10.0, 2.5, 1.0]
     assert chosen(8_000, name="lora") == (60, 1.0)
+
+
+def test_the_blocks_of_a_private_tangent_move_the_further_the_less_noise_there_is():
+    def scales(units, shards=1, training=None, name="tangent", **privacy):
+        recipe = Recipe(
+            method={"name": name}, shards=shards, privacy={"epsilon": 8.0, **privacy}, training=training or {}
+        )
+        return constants.optimization(recipe, units_per_shard=units).params.layer_scales
+
+    assert scales(3_750) == scales(1_875, shards=4) == scales(10_000, epsilon=3.0) == {"blocks.*": 1.0}
+    assert scales(15_000) == {"blocks.*": 2.0}
+    assert [scales(units)["blocks.*"] for units in (1, 10**9)] == [0.25, 4.0]
+    assert scales(15_000, training={"steps": 7, "lr": 0.1}) == {"blocks.*": 2.0}
+    assert scales(15_000, training={"layer_scales": {}}) == {}
+    assert scales(15_000, name="head") == scales(15_000, name="lora") == scales(None) == {}
+    assert scales(15_000, epsilon=None) == {"head.*": 0.3}
 
 
 def test_a_training_is_planned_with_as_many_steps_as_its_units_leave_room_for():
