@@ -28,7 +28,7 @@ over this, and at most so many times as many. Chosen like the rate, and on train
 
 
 _EVEN_ROOM, _SCALES = 30_000.0, (0.25, 4.0)
-"""sqrt(S) L epsilon at which a private tangent's blocks move as far as its head; bounds of their scale (`_balanced`)."""
+"""sqrt(S) L epsilon at which a private tangent's blocks move as far as its head; bounds of the scale (`_balanced`)."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _with_room(default: Optimization, room: float) -> Optimization:
 def _balanced(default: Optimization, room: float) -> Optimization:
     """A tangent's blocks beside its head: the more room noise leaves, the further the blocks may move.
 
-    Blocks have thousands of times as many parameters as a head, and so much more noise: where it is large, a small scale
+    Blocks have thousands of times as many parameters as a head, and so much more noise: where it is large, a low scale
     leaves them less of the clipped gradient; where it is small, a large one lets them learn what a head can't. Chosen
     on train rows of sign_language_digits, flowers12 and cifar10 (README of the benchmarks).
     """
