@@ -30,6 +30,8 @@ from privshard.models.build import build_model
 
 MEAN = STD = (0.5, 0.5, 0.5)
 MODEL = "vit_tiny_patch16_224"
+LONGER, SAME = "growing+warmup=4+steps=2", "warmup=4+steps=2"
+"""Changes (`changed`) with which the headline claims are tried again: of phases, and the same of one training."""
 
 
 @dataclass(frozen=True)
