@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from privshard.core.errors import InputError
+from privshard.core.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
     from privshard.api.trial import Score
@@ -51,12 +51,22 @@ class Cells:
     def open(path: Path, *, sweep: str) -> Iterator[Cells]:
         """The file at `path`, made if it isn't there. sweep: digest of what is swept.
 
-        InputError for a file of another sweep, or of something else.
+        InputError for a file of another sweep, or of something else; ResourceError while another sweep writes it.
         """
+        import fcntl
+
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
+            except BlockingIOError:
+                raise ResourceError(
+                    f"out: {path} is being written by another sweep.", remedy="Wait for its end, or give another file."
+                ) from None
             file.seek(0)
             whole = file.read()
+            if _line({"sweep": sweep}).startswith(whole):  # cut off before the first line's end
+                whole = b""
             end = whole.rfind(b"\n") + 1
             lines = _parsed(whole[:end], path)
             if whole and (not lines or lines[0].get("sweep") != sweep):
@@ -102,9 +112,13 @@ class Cells:
         return self._parameters.get(recipe)
 
     def _write(self, value: dict[str, Any]) -> None:
-        self._file.write((json.dumps(value) + "\n").encode())
+        self._file.write(_line(value))
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value) + "\n").encode()
 
 
 def _parsed(text: bytes, path: Path) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ class RunRecord:
             self._state, self._ended_s = state, time.time()
             self._error = _in_words(error)
 
-    def ended(self, state: State, error: Exception | None = None) -> dict[str, Any]:
+    def ended(self, state: State, error: BaseException | None = None) -> dict[str, Any]:
         """What `snapshot` would give if the run were over now: to be kept before those who wait hear of its end."""
         return {**self.snapshot(), "state": state, "error": _in_words(error), "ended_s": time.time()}
 

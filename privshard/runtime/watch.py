@@ -119,7 +119,7 @@ class Watch:
         """Keep how the run ended. The record itself goes on: its owner ends it when everything else is done too."""
         if error is None:
             self._keep(self.record.ended("done"))
-        elif isinstance(error, Exception) and not isinstance(error, CancelledError):
-            self._keep(self.record.ended("failed", error))
-        else:
+        elif isinstance(error, CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
             self._keep(self.record.ended("cancelled"))
+        else:
+            self._keep(self.record.ended("failed", error))

@@ -10,9 +10,10 @@ import pytest
 from tiny_digits import people
 
 from privshard.api import schemas, sweep
+from privshard.api.cells import Cell, Cells
 from privshard.api.sweeping import interval
 from privshard.api.trial import Rows, Score, Trial
-from privshard.core.errors import InputError
+from privshard.core.errors import InputError, ResourceError
 
 RATES = (0.01, 0.1, 1.0)
 
@@ -155,3 +156,28 @@ def test_intervals_are_students():
     low, high = interval(values)
     wanted = t.interval(0.95, 2, loc=0.6, scale=0.1 / 3**0.5)
     assert (low, high) == pytest.approx(wanted)
+
+
+def test_a_file_that_was_cut_off_anywhere_goes_on(tmp_path):
+    path, cell = tmp_path / "cells.jsonl", Cell("head", "validation", 0.1, 0, 0.5, 10, 1.0, None)
+    with Cells.open(path, sweep="abc") as cells:
+        cells.add(cell)
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        with Cells.open(path, sweep="abc") as cells:
+            assert len(cells) == (size == len(whole))
+            if not len(cells):
+                cells.add(cell)
+        assert path.read_bytes() == whole
+
+
+def test_a_file_takes_one_sweep_at_a_time(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    with Cells.open(path, sweep="abc"):
+        held = path.read_bytes()
+        with pytest.raises(ResourceError, match="written by another sweep"), Cells.open(path, sweep="abc"):
+            pass
+        assert path.read_bytes() == held
+    with Cells.open(path, sweep="abc") as cells:
+        assert len(cells) == 0

@@ -66,7 +66,13 @@ def test_a_tick_ends_a_run_that_was_cancelled():
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(None, "done"), (ValueError("x"), "failed"), (KeyboardInterrupt(), "cancelled")]
+    ("error", "state"),
+    [
+        (None, "done"),
+        (ValueError("x"), "failed"),
+        (BaseException("a panic below Python"), "failed"),
+        (KeyboardInterrupt(), "cancelled"),
+    ],
 )
 def test_how_a_run_ended_is_saved(error, state):
     saved = []
