@@ -88,6 +88,7 @@ def recipe_of(cell: Cell) -> Recipe:
     """The recipe whose documented defaults the cell is measured with."""
     options = {"blocks": cell.blocks} if cell.method in ("tangent", "full") else {}
     return Recipe(
+        data={"path": f"{cell.data}.parquet", "nominal_examples": SIZES.get(cell.data)},
         method={"name": cell.method, **options},
         shards=cell.shards,
         privacy={"epsilon": cell.epsilon, "delta": DELTA, "unit": cell.unit, "planned_retrains": 0},

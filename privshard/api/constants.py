@@ -111,8 +111,16 @@ a component costs on disk grows with them (64 directions of one block of DeiT-Ti
 _PUBLIC_RIDGE = 0.01
 """Ridge of a core that is learnt by cross entropy, whose logits are smaller than those of the rescaled square loss."""
 
-_RIDGES = {"tangent": (1e-5, 1e-3), "head": (1e-4, 1e-2)}
-"""Method -> the least and the most that its ridge is by default (`_exact`)."""
+_RIDGES = {
+    ("tangent", "square"): (1e-5, 1e-3),
+    ("head", "square"): (1e-4, 1e-2),
+    ("head", "cross_entropy"): (1e-3, 1e-2),
+}
+"""(method, loss) -> the least and the most that its ridge is by default (`_exact`)."""
+
+_ROWS_FOR_ENTROPY = 15
+"""How many rows a class must have in a shard for a head to learn by cross entropy. With fewer, the square loss loses
+less by averaging (README of the benchmarks)."""
 
 
 def public_optimization(method: str, *, num_classes: int, loss: str | None = None) -> Optimization:
@@ -123,19 +131,36 @@ def public_optimization(method: str, *, num_classes: int, loss: str | None = Non
     return replace(exact, params=replace(exact.params, loss=loss, weight_decay=_PUBLIC_RIDGE))  # pyright: ignore
 
 
-def _exact(method: str, num_classes: int | None) -> Optimization:
+def _exact(method: str, num_classes: int | None, *, loss: str | None = None) -> Optimization:
     """The defaults of a method's optimum; the ridge is 1 / C^2 within bounds, C the number of classes.
 
     The square loss is a mean over classes, of which one in C is an example's own, so a ridge weighs more where there
     are many: cross-validation over train subjects chose the upper bounds for 10 and 12 classes, and for 242 the lower
-    ones (README of the benchmarks).
+    ones (README of the benchmarks). loss: instead of the method's own, where there are bounds for it.
     """
     exact = _EXACT[method]
+    if (method, loss) in _RIDGES:
+        exact = replace(exact, params=replace(exact.params, loss=loss))  # pyright: ignore
     if num_classes is None:
         return exact
-    least, most = _RIDGES[method]
+    least, most = _RIDGES[(method, exact.params.loss)]
     ridge = min(most, max(least, num_classes**-2))
     return replace(exact, params=replace(exact.params, weight_decay=ridge))
+
+
+def _loss(recipe: Recipe, num_classes: int | None) -> str | None:
+    """The loss of an optimum: the recipe's; cross entropy for a head with rows enough; None for the method's own.
+
+    Enough by what the recipe says, never by a count: a component must not depend on how many rows there were. A public
+    core, and composition by curvature, go with the method's own.
+    """
+    if recipe.training.loss is not None:
+        return recipe.training.loss
+    rows = nominal_examples(recipe) or 0
+    core = recipe.public.path is not None and recipe.public.core
+    plain = recipe.method.name == "head" and not core and recipe.compose.rule != "curvature"
+    enough = num_classes is not None and rows / recipe.shards >= _ROWS_FOR_ENTROPY * num_classes
+    return "cross_entropy" if plain and enough else None
 
 
 _ITERATIVE = ("sample_rate", "lr", "momentum", "average_from")
@@ -152,7 +177,10 @@ def optimization(
     """
     given = {key: value for key, value in recipe.training.model_dump().items() if value is not None}
     exact = _is_exact(recipe, given)
-    default = _exact(recipe.method.name, num_classes) if exact else _DEFAULTS[(recipe.method.name, recipe.private)]
+    loss = _loss(recipe, num_classes)
+    default = (
+        _exact(recipe.method.name, num_classes, loss=loss) if exact else _DEFAULTS[(recipe.method.name, recipe.private)]
+    )
     if default.noise_lr is not None and units_per_shard is not None:
         room = math.sqrt(recipe.shards) * units_per_shard * (recipe.privacy.epsilon or 0.0)
         if not {"steps", "sample_rate"} & given.keys():
@@ -270,12 +298,22 @@ def classes_of(recipe: Recipe, labels: Callable[[], set[str]]) -> tuple[str, ...
 
 def nominal_units(recipe: Recipe) -> int | None:
     """The public number of units of privacy among the training rows; None where it has to be counted with noise."""
-    by_subject = recipe.privacy.unit == "subject"
+    if recipe.privacy.unit == "example":
+        return nominal_examples(recipe)
     if recipe.data.path is None:
         from privshard.data import example
 
-        return example.EXAMPLE_NOMINAL_SUBJECTS if by_subject else example.EXAMPLE_NOMINAL_EXAMPLES
-    return recipe.data.nominal_subjects if by_subject else recipe.data.nominal_examples
+        return example.EXAMPLE_NOMINAL_SUBJECTS
+    return recipe.data.nominal_subjects
+
+
+def nominal_examples(recipe: Recipe) -> int | None:
+    """The public number of training rows; None where the recipe doesn't say."""
+    if recipe.data.path is None:
+        from privshard.data import example
+
+        return example.EXAMPLE_NOMINAL_EXAMPLES
+    return recipe.data.nominal_examples
 
 
 def warn_about_size(recipe: Recipe, nominal: float) -> None:

@@ -188,8 +188,8 @@ class _Bench:
         from privshard.training.shard import train_shard
 
         partition = Partition(self._shard_key, recipe.shards)
-        chosen = constants.optimization(recipe, num_classes=len(encoded.classes))
-        plan = self._plan(recipe, encoded)
+        chosen = self._chosen(recipe, encoded)
+        plan = self._plan(recipe, encoded, chosen)
         found = []
         for shard in range(recipe.shards):
             rows = [
@@ -214,18 +214,23 @@ class _Bench:
             count()
         return found
 
-    def _plan(self, recipe: Recipe, encoded: _Encoded) -> MechanismPlan:
+    def _per_shard(self, recipe: Recipe) -> float:
+        units = self._ids if recipe.privacy.unit == "example" else set(self._subjects)
+        return (constants.nominal_units(recipe) or len(units)) / recipe.shards
+
+    def _chosen(self, recipe: Recipe, encoded: _Encoded) -> constants.Optimization:
+        """What the recipe's own training would do."""
+        return constants.optimization(recipe, units_per_shard=self._per_shard(recipe), num_classes=len(encoded.classes))
+
+    def _plan(self, recipe: Recipe, encoded: _Encoded, chosen: constants.Optimization) -> MechanismPlan:
         """The mechanism that the recipe's own training would have; fewer units take part in a fold."""
         from privshard.privacy.plan import make_plan
 
-        units = self._ids if recipe.privacy.unit == "example" else set(self._subjects)
-        per_shard = (constants.nominal_units(recipe) or len(units)) / recipe.shards
-        chosen = constants.optimization(recipe, units_per_shard=per_shard)
         return make_plan(
             recipe.privacy_params(),
             sample_rate=chosen.sample_rate,
             steps=chosen.steps,
-            nominal_units_per_shard=per_shard * (self._num_folds - 1) / self._num_folds,
+            nominal_units_per_shard=self._per_shard(recipe) * (self._num_folds - 1) / self._num_folds,
             mean_releases=int(chosen.center and encoded.method.radius is not None),
         )
 

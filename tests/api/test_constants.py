@@ -78,6 +78,27 @@ def test_the_ridge_follows_the_number_of_classes():
     assert tangent == [1e-3, 1e-3, 1e-3, 1e-4, 1e-5]
 
 
+def test_a_head_learns_by_cross_entropy_where_the_recipe_says_that_there_are_rows_enough():
+    def params(rows, num_classes=10, **values):
+        data = {"path": "rows.parquet", "nominal_examples": rows}
+        recipe = Recipe(
+            **{"data": data, "shards": 2, "method": {"name": "head"}, "privacy": {"epsilon": None}} | values
+        )
+        found = constants.optimization(recipe, units_per_shard=10**6, num_classes=num_classes).params
+        return found.loss, found.weight_decay
+
+    assert params(300) == ("cross_entropy", 0.01)
+    assert params(299) == params(None) == params(300, None) == ("square", 0.01)
+    assert params(300, shards=3) == ("square", 0.01)
+    assert [params(10**6, num) for num in (20, 1000)] == [("cross_entropy", 20**-2), ("cross_entropy", 1e-3)]
+    assert params(299, training={"loss": "cross_entropy"}, num_classes=1000) == ("cross_entropy", 1e-3)
+    assert params(300, training={"loss": "square"}) == ("square", 0.01)
+    assert params(300, method={"name": "tangent"}) == ("square", 1e-3)
+    assert params(300, compose="curvature")[0] == params(300, public={"path": "public.parquet"})[0] == "square"
+    assert params(300, base={"head": "public"}, public={"path": "public.parquet", "core": False})[0] == "cross_entropy"
+    assert params(300, compose="ensemble")[0] == "cross_entropy"
+
+
 def test_the_optimum_is_refused_where_it_would_leak_or_does_not_exist():
     with pytest.raises(InputError, match=r"training\.optimizer.*depends on every row.*privacy\.epsilon to null"):
         constants.optimization(Recipe(training={"optimizer": "exact"}))

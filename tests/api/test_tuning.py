@@ -8,6 +8,7 @@ import pytest
 from privshard.api import constants, schemas, tune, tuning
 from privshard.core.errors import InputError
 from privshard.data.examples import SourceRow
+from privshard.training import shard
 
 
 def test_settings_are_compared_on_train_rows_alone(make_recipe, monkeypatch):
@@ -36,6 +37,20 @@ def test_a_private_recipe_is_compared_with_its_noise(make_recipe):
     assert found["best"] == {"training.lr": 0.1}
     assert (progress[-1].done, progress[-1].total) == (2, 2)
     assert {news.stage for news in progress} == {"encode", "tune"}
+
+
+@pytest.mark.parametrize(("name", "epsilon"), [("tangent", 8.0), ("head", 500.0), ("head", None)])
+def test_shards_learn_as_the_recipes_own_training_has_them(make_recipe, monkeypatch, name, epsilon):
+    recipe = make_recipe(method={"name": name}, shards=1, privacy={"epsilon": epsilon})
+    seen = []
+    plain = shard.train_shard
+    monkeypatch.setattr(shard, "train_shard", lambda *given, **named: seen.append(named) or plain(*given, **named))
+    tune(recipe, grid={"training.average_from": [0.5]} if epsilon else {"training.loss": ["square"]}, folds=2)
+    training = {"average_from": 0.5} if epsilon else {"loss": "square"}
+    own = recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+    chosen = constants.optimization(own, units_per_shard=constants.nominal_units(recipe), num_classes=10)
+    assert [named["params"] for named in seen] == [chosen.settled(named["plan"], num_shards=1) for named in seen]
+    assert {named["plan"].steps for named in seen} == {chosen.steps}
 
 
 def test_what_is_no_optimization_is_refused(make_recipe):
