@@ -21,6 +21,7 @@ from privshard.privacy.stream import ChaChaStream
 from privshard.tangent import linearize
 from privshard.training.encoding import encode
 from privshard.training.replay import Replay
+from privshard.training.scaled import scaled
 from privshard.training.step import clipped_sum
 from privshard.training.units import Units
 
@@ -55,7 +56,8 @@ class Step:
         num: int,
         recorded: bool = True,
     ) -> None:
-        self.method, self.constants, self.compiled, self.num = method, constants, compiled, num
+        self.method = scaled(method, {"blocks.*": 0.5}) if private else method  # as private training has it
+        self.constants, self.compiled, self.num = constants, compiled, num
         plan = MechanismPlan("example", 1.0, _HUGE, 1.0, 1.0 if private else 0.0, float(num), 1e-5, "rdp")
         self.plan, self.dtype = plan, precision(device)
         start = initial(method, device=device)
