@@ -211,7 +211,7 @@ def _with_room(default: Optimization, room: float) -> Optimization:
 def _balanced(default: Optimization, room: float) -> Optimization:
     """A tangent's blocks beside its head: the more room noise leaves, the further the blocks may move.
 
-    Blocks have thousands of times as many parameters as a head, and so much more noise: where it is large, a low scale
+    Blocks have hundreds of times as many parameters as a head, and so much more noise: where it is large, a low scale
     leaves them less of the clipped gradient; where it is small, a large one lets them learn what a head can't. Chosen
     on train rows of sign_language_digits, flowers12 and cifar10 (README of the benchmarks).
     """
