@@ -257,8 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget_s=options.budget_s,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    paths = write_report(lines, settings, folder=options.out, total=len(todo))
-    print(json.dumps({"done": len(lines), "cells": len(todo), "files": [str(path) for path in paths]}))
+    names = {cell.name for cell in todo}
+    paths = write_report(lines, settings, folder=options.out, planned=names)
+    done = sum(line["cell"] in names for line in lines)
+    print(json.dumps({"done": done, "cells": len(todo), "files": [str(path) for path in paths]}))
     return 0
 
 

@@ -196,6 +196,11 @@ def test_the_tiny_form_runs_and_resumes(tmp_path, capsys, monkeypatch):
     assert benchmark.main(arguments) == 0
     assert (tmp_path / "results.jsonl").read_text() == before
     report = (tmp_path / "report.md").read_text()
+    assert report.startswith(f"# Decomposed transformers: {found['cells']} of {found['cells']} cells\n")
     assert "| phased beats all at once |" in report
     assert (tmp_path / "components.png").stat().st_size > 1000
     assert (tmp_path / "downstream.png").stat().st_size > 1000
+    assert benchmark.main([*arguments, "--only", "/plain/"]) == 0  # the other cells' lines are there, and not asked for
+    report, asked = (tmp_path / "report.md").read_text(), json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert asked["done"] == asked["cells"] > 0
+    assert f" {asked['cells']} of {asked['cells']} cells, {found['cells'] - asked['cells']} besides" in report
