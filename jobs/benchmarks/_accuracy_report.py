@@ -21,7 +21,10 @@ _STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 2, 1, 2)), (0, (1, 1.5)))
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """One table a data set and unit: a row a method and number of shards, a column an epsilon."""
+    """One table a data set and unit: a row a method and number of shards, a column an epsilon.
+
+    Weights averaged; for shards that are not linear in their weights the mean of their logits too, which is SISA's.
+    """
     lines: list[str] = []
     for data, unit in sorted({(item["data"], item["unit"]) for item in results}):
         here = [item for item in results if (item["data"], item["unit"]) == (data, unit)]
@@ -31,9 +34,12 @@ def markdown(results: Sequence[Result]) -> str:
         groups: dict[tuple[str, int, int], dict[Any, list[Result]]] = defaultdict(lambda: defaultdict(list))
         for item in here:
             groups[(item["method"], item["blocks"], item["shards"])][item["epsilon"]].append(item)
-        for (method, blocks, shards), by_epsilon in sorted(groups.items()):
-            cells = [_cell(by_epsilon.get(epsilon, [])) for epsilon in epsilons]
-            lines.append(f"| {label(method, blocks)} | {shards} | {' | '.join(cells)} |")
+        for (method, blocks, shards), by_epsilon in sorted(groups.items(), key=_order):
+            cells = [[item["accuracy"] for item in by_epsilon[epsilon]] for epsilon in epsilons]
+            lines.append(_row(label(method, blocks), shards, cells))
+            if method == "full" and shards > 1:
+                cells = [[item["ensemble"] for item in by_epsilon[epsilon]] for epsilon in epsilons]
+                lines.append(_row(f"{label(method, blocks)}: ensemble", shards, cells))
         lines.append("")
     return "\n".join(lines)
 
@@ -112,12 +118,18 @@ def _number(kind: str) -> float:
     return float(digits[0]) if digits else float("inf")
 
 
-def _cell(items: Sequence[Result]) -> str:
-    if not items:
-        return ""
-    values = [item["accuracy"] for item in items]
+def _order(group: tuple[tuple[str, int, int], Any]) -> tuple[bool, int, int]:
+    (method, blocks, shards), _ = group
+    return method == "full", blocks, shards
+
+
+def _row(name: str, shards: int, cells: Sequence[Sequence[float]]) -> str:
+    return f"| {name} | {shards} | {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(values: Sequence[float]) -> str:
     spread = f" ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
+    return f"{mean(values):.3f}{spread}" if values else ""
 
 
 def _epsilon(value: float | None) -> str:

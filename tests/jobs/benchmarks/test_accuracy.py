@@ -95,3 +95,16 @@ def test_seeds_are_averaged_with_their_spread():
     one = {**Cell("d", "tangent", 4, 1, 3.0).to_json(), "accuracy": 0.5}
     text = markdown([one, {**one, "seed": 1, "accuracy": 0.7}])
     assert "| tangent, 4 blocks | 1 | 0.600 (0.500 to 0.700, 2 seeds) |" in text
+
+
+def test_shards_that_are_not_linear_have_their_ensemble_beside_their_average():
+    linear = {**Cell("d", "tangent", 12, 5, None).to_json(), "accuracy": 0.5, "ensemble": 0.5}
+    full = {**Cell("d", "full", 12, 5, None).to_json(), "accuracy": 0.4, "ensemble": 0.6}
+    alone = {**Cell("d", "full", 12, 1, None).to_json(), "accuracy": 0.7}
+    rows = markdown([alone, full, linear]).splitlines()[4:]
+    assert [row.split("|")[1:4] for row in rows if row] == [
+        [" tangent, 12 blocks ", " 5 ", " 0.500 "],
+        [" full, 12 blocks ", " 1 ", " 0.700 "],
+        [" full, 12 blocks ", " 5 ", " 0.400 "],
+        [" full, 12 blocks: ensemble ", " 5 ", " 0.600 "],
+    ]
