@@ -23,7 +23,8 @@ _STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 2, 1, 2)), (0, (1, 1.5)))
 def markdown(results: Sequence[Result]) -> str:
     """One table a data set and unit: a row a method and number of shards, a column an epsilon.
 
-    Weights averaged; for shards that are not linear in their weights the mean of their logits too, which is SISA's.
+    Of several seeds: the mean (lowest to highest; how many). Weights averaged; for shards that are not linear in
+    their weights the mean of their logits too, which is SISA's.
     """
     lines: list[str] = []
     for data, unit in sorted({(item["data"], item["unit"]) for item in results}):
@@ -128,7 +129,7 @@ def _row(name: str, shards: int, cells: Sequence[Sequence[float]]) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    spread = f" ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)" if len(values) > 1 else ""
+    spread = f" ({min(values):.3f} to {max(values):.3f}; {len(values)})" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}" if values else ""
 
 

@@ -94,7 +94,7 @@ def test_every_cell_is_there_once_and_the_headline_comes_first():
 def test_seeds_are_averaged_with_their_spread():
     one = {**Cell("d", "tangent", 4, 1, 3.0).to_json(), "accuracy": 0.5}
     text = markdown([one, {**one, "seed": 1, "accuracy": 0.7}])
-    assert "| tangent, 4 blocks | 1 | 0.600 (0.500 to 0.700, 2 seeds) |" in text
+    assert "| tangent, 4 blocks | 1 | 0.600 (0.500 to 0.700; 2) |" in text
 
 
 def test_shards_that_are_not_linear_have_their_ensemble_beside_their_average():
