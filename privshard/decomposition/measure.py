@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Iterable
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import Timer
 
 
 @torch.no_grad()
-def latency_ms(model: nn.Module, images_B: Tensor, *, repeats: int = 10) -> float:
-    """Median wall time of a forward pass over `images_B`, in milliseconds, after two passes that don't count."""
-    times = []
-    for turn in range(repeats + 2):
-        _wait(images_B)
-        started = time.perf_counter()
-        model(images_B)
-        _wait(images_B)
-        if turn >= 2:
-            times.append(1000 * (time.perf_counter() - started))
-    return median(times)
+def latency_ms(model: nn.Module, images_B: Tensor, *, at_least_s: float = 0.3) -> float:
+    """Median wall time of a forward pass over `images_B`, in milliseconds, of passes that take `at_least_s` together,
+    after some that don't count; on as many threads as torch has."""
+    timer = Timer("model(images)", globals={"model": model, "images": images_B}, num_threads=torch.get_num_threads())
+    return 1000 * timer.blocked_autorange(min_run_time=at_least_s).median
 
 
 @torch.no_grad()

@@ -65,10 +65,12 @@ def frontier_plot(sizes: Sequence[Mapping[str, Any]], *, by: str, limit: float |
                     color=ABOVE if fits else MUTED, fillstyle="full" if fits else "none", zorder=3,
                     label=f"{count} component{'s' * (count > 1)}" if fits else None,
                 )  # fmt: skip
+        most = max((size[by] for size in shown), default=0)
         for size in kept:
+            room = size[by] > 0.15 * most  # to the left, where no mark can be above the frontier
             axes.annotate(
-                f"depth {size['depths'][0]}", (size[by] / unit, size["accuracy"]), xytext=(3, 6),
-                textcoords="offset points", ha="left", fontsize=7.5, color=INK, parse_math=False,
+                f"depth {size['depths'][0]}", (size[by] / unit, size["accuracy"]), xytext=(-5 if room else 3, 5),
+                textcoords="offset points", ha="right" if room else "left", fontsize=7.5, color=INK, parse_math=False,
             )  # fmt: skip
         if limit is not None:
             axes.axvline(limit / unit, color=INK, linewidth=1.0, linestyle=(0, (3, 3)), label="budget")
