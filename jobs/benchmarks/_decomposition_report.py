@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ STARTS = {
 COLOURS = ("#2372b9", "#c8641a", "#3a8f5c", "#8a5fb0", "#6b7280", "#b03a5b")
 
 
-def write_report(lines: Lines, settings: Settings, *, folder: Path, planned: Collection[str]) -> list[Path]:
-    """Write report.md and the plots into `folder`; their paths. planned: names of the cells that were asked for."""
+def write_report(lines: Lines, settings: Settings, *, folder: Path, done: int, total: int) -> list[Path]:
+    """Write report.md and the plots into `folder`; their paths. done: how many of the `total` cells that were asked for
+    are in `lines`, which may hold others besides."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "report.md"]
-    text = report_text(lines, settings, planned=planned)
+    text = report_text(lines, settings, done=done, total=total)
     for name, draw in (("components", _draw_components), ("downstream", _draw_downstream)):
         figure = draw(lines, settings)
         if figure is not None:
@@ -40,12 +41,11 @@ def write_report(lines: Lines, settings: Settings, *, folder: Path, planned: Col
     return paths
 
 
-def report_text(lines: Lines, settings: Settings, *, planned: Collection[str]) -> str:
+def report_text(lines: Lines, settings: Settings, *, done: int, total: int) -> str:
     """Markdown: the claims with their seeds, accuracy by components, downstream accuracy by start and depth."""
-    done = sum(line["cell"] in planned for line in lines)
     besides = f", {len(lines) - done} besides" if len(lines) > done else ""
     parts = [
-        f"# Decomposed transformers: {done} of {len(planned)} cells{besides}",
+        f"# Decomposed transformers: {done} of {total} cells{besides}",
         f"Settings `{settings.digest}`: {settings}. Held-out accuracy; mean and, of several seeds, lowest to highest.",
         "## Claims",
         _table(("claim", "figure", "seeds", "holds"), claims(lines, settings)),

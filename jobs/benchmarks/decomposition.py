@@ -258,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     names = {cell.name for cell in todo}
-    paths = write_report(lines, settings, folder=options.out, planned=names)
     done = sum(line["cell"] in names for line in lines)
+    paths = write_report(lines, settings, folder=options.out, done=done, total=len(todo))
     print(json.dumps({"done": done, "cells": len(todo), "files": [str(path) for path in paths]}))
     return 0
 

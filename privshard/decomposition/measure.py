@@ -14,7 +14,7 @@ from torch.utils.benchmark import Timer
 
 
 @torch.no_grad()
-def latency_ms(model: nn.Module, images_B: Tensor, *, at_least_s: float = 0.3) -> float:
+def latency_ms(model: nn.Module, images_B: Tensor, *, at_least_s: float = 1.0) -> float:
     """Median wall time of a forward pass over `images_B`, in milliseconds, of passes that take `at_least_s` together,
     after some that don't count; on as many threads as torch has."""
     timer = Timer("model(images)", globals={"model": model, "images": images_B}, num_threads=torch.get_num_threads())
